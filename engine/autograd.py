@@ -1,0 +1,249 @@
+"""Gradients: the backward pass over what graph.py recorded, ``grad`` and ``gradcheck``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from .gradmode import enable_grad, is_grad_enabled, no_grad, set_grad_enabled
+from .graph import Edge, Function, Variable, _Saved, once_differentiable
+from .storage import is_floating, namespace
+
+__all__ = [
+    "Function", "backward", "enable_grad", "grad", "gradcheck", "is_grad_enabled", "no_grad", "once_differentiable",
+    "set_grad_enabled",
+]  # fmt: skip
+
+def _reachable(roots: Iterable[Any]) -> list[Any]:
+    """Every node that the roots lead to, the latest recorded first: each before all of its inputs."""
+    seen = set()
+    stack = list(roots)
+    while stack:
+        node = stack.pop()
+        if node not in seen:
+            seen.add(node)
+            stack.extend(e[0] for e in node.edges if e is not None and isinstance(e[0], Function))
+    return sorted(seen, key=lambda n: -n.number)
+
+
+def _add(a: Any, b: Any) -> Any:
+    return b if a is None else a + b
+
+
+def _walk(
+    roots: Sequence[tuple[Edge, Any]],
+    keep_graph: bool,
+    create_graph: bool,
+    wanted: dict[tuple[int, int], int] | None = None,
+) -> list[Any]:
+    """Run the graph backwards from ``roots`` (edge, gradient).
+
+    Without ``wanted`` the gradients are accumulated into the leaves' ``.grad``. With it (an edge's identity → position)
+    they are returned in a list instead, and no leaf is touched.
+    """
+    found: list[Any] = [None] * len(wanted or ())
+    pending: dict[Any, list[Any]] = {}
+
+    def deliver(edge: Edge, grad: Any, shared: bool) -> None:
+        target, i = edge
+        if isinstance(target, Variable):
+            if wanted is None:
+                _accumulate(target, grad, shared, create_graph)
+            elif (id(target), 0) in wanted:
+                found[wanted[id(target), 0]] = _add(found[wanted[id(target), 0]], grad)
+        else:
+            slots = pending.setdefault(target, [None] * len(target._outputs))
+            slots[i] = _add(slots[i], grad)
+
+    for edge, grad in roots:
+        deliver(edge, grad, shared=True)
+    for node in _reachable([e[0] for e, _ in roots if isinstance(e[0], Function)]):
+        grads = pending.pop(node, None)
+        if grads is None:
+            continue
+        if wanted is not None:
+            for i, g in enumerate(grads):
+                if g is not None and (id(node), i) in wanted:
+                    found[wanted[id(node), i]] = g
+        if node._retained:
+            for i, t in node._retained.items():
+                if grads[i] is not None:
+                    _accumulate(t, grads[i], True, create_graph)
+        results = node._run_backward(grads, create_graph)
+        for edge, grad in zip(node.edges, results, strict=False):
+            if edge is not None and grad is not None:
+                deliver(edge, _fitted(edge, grad, node), not _fresh(grad, grads, results, node))
+        if not keep_graph:
+            node._free()
+    return found
+
+
+def _fitted(edge: Edge, grad: Any, node: Any) -> Any:
+    """The gradient in the dtype of what it belongs to; a wrong shape is the Function's mistake."""
+    target, i = edge
+    if isinstance(target, Variable):
+        shape, dt = target._array.shape, target._array.dtype
+    else:
+        shape, dt = target._outputs[i]
+    if grad.shape != shape:
+        raise RuntimeError(
+            f"{node.name()}: backward returned a gradient of shape {list(grad.shape)}, expected {list(shape)}"
+        )
+    if isinstance(grad, Variable):
+        return grad if grad._array.dtype == dt else grad.to(dt)  # type: ignore[attr-defined]
+    return grad if grad.dtype == dt else grad.astype(dt)
+
+
+def _fresh(grad: Any, grads: Sequence[Any], results: Sequence[Any], node: Any) -> bool:
+    """Whether a gradient's memory belongs to nobody else, so that a leaf may keep it without a copy."""
+    if isinstance(grad, Variable) or grad.base is not None or any(grad is g for g in grads):
+        return False
+    saved = (s.array if isinstance(s, _Saved) else s for s in node._saved)
+    return sum(grad is r for r in results) == 1 and not any(grad is s for s in saved)
+
+
+def _accumulate(leaf: Any, grad: Any, shared: bool, create_graph: bool) -> None:
+    if create_graph:
+        grad = grad if isinstance(grad, Variable) else leaf._make(grad)
+        leaf._grad = grad if leaf._grad is None else leaf._grad + grad
+    elif leaf._grad is None:
+        array = grad._array if isinstance(grad, Variable) else grad
+        leaf._grad = leaf._make(array.copy() if shared else array)
+    elif leaf._grad.requires_grad:
+        leaf._grad = leaf._grad.detach() + leaf._make(grad)
+    else:
+        leaf._grad._array += grad
+        leaf._grad._history[0] += 1
+
+
+def _root(t: Any, grad: Any, create_graph: bool, caller: str) -> tuple[Edge, Any]:
+    """Check one root of a backward pass, and pair its edge with its upstream gradient."""
+    if not isinstance(t, Variable):
+        raise TypeError(f"{caller}: expected a Tensor, got {type(t).__name__}")
+    edge = t._edge()
+    if edge is None:
+        raise RuntimeError(f"{caller}: the tensor does not require grad and has no grad_fn")
+    x = t._array
+    if grad is None:
+        if x.size != 1:
+            raise RuntimeError(f"{caller}: grad can be implicitly created only for scalar outputs, got shape {list(x.shape)}")
+        grad = t._make(namespace(x).ones(x.shape, x.dtype))
+    if not isinstance(grad, Variable):
+        raise TypeError(f"{caller}: expected the upstream gradient as a Tensor, got {type(grad).__name__}")
+    if grad._array.shape != x.shape:
+        raise RuntimeError(
+            f"{caller}: the upstream gradient has shape {list(grad._array.shape)}, expected {list(x.shape)}"
+        )
+    if grad._array.dtype != x.dtype:
+        grad = t._make(grad._array.astype(x.dtype)) if not create_graph else grad.to(x.dtype)  # type: ignore[attr-defined]
+    return edge, grad if create_graph else grad._array
+
+
+def _listed(x: Any) -> list[Any]:
+    return list(x) if isinstance(x, (tuple, list)) else [x]
+
+
+def backward(
+    tensors: Any, grad_tensors: Any = None, retain_graph: bool | None = None, create_graph: bool = False
+) -> None:
+    """Accumulate into the ``.grad`` of every leaf the gradient of the sum of ``tensors`` weighted by ``grad_tensors``.
+
+    Raises:
+        RuntimeError: a root that needs no gradient; a non-scalar one without an upstream gradient, or one of another
+            shape; a graph that was freed; a saved tensor that was changed in place.
+    """
+    outputs = _listed(tensors)
+    upstream = [None] * len(outputs) if grad_tensors is None else _listed(grad_tensors)
+    roots = [_root(t, g, create_graph, "backward") for t, g in zip(outputs, upstream, strict=True)]
+    keep = create_graph if retain_graph is None else retain_graph
+    with np.errstate(all="ignore"):
+        _walk(roots, keep, create_graph)
+
+
+def grad(
+    outputs: Any,
+    inputs: Any,
+    grad_outputs: Any = None,
+    retain_graph: bool | None = None,
+    create_graph: bool = False,
+    allow_unused: bool | None = None,
+    *,
+    materialize_grads: bool = False,
+) -> tuple[Any, ...]:
+    """The gradients of ``outputs`` (summed, weighted by ``grad_outputs``) with respect to ``inputs``; ``.grad`` is untouched.
+
+    Raises:
+        RuntimeError: as ``backward``, and for an input that the outputs do not depend on unless ``allow_unused``.
+    """
+    out, wrt = _listed(outputs), _listed(inputs)
+    upstream = [None] * len(out) if grad_outputs is None else _listed(grad_outputs)
+    roots = [_root(t, g, create_graph, "grad") for t, g in zip(out, upstream, strict=True)]
+    edges = []
+    for t in wrt:
+        edge = t._edge()
+        if edge is None:
+            raise RuntimeError("grad: one of the inputs does not require grad")
+        edges.append((id(edge[0]), edge[1]))
+    wanted = {key: i for i, key in enumerate(dict.fromkeys(edges))}
+    keep = create_graph if retain_graph is None else retain_graph
+    with np.errstate(all="ignore"):
+        found = _walk(roots, keep, create_graph, wanted)
+    results = []
+    for t, key in zip(wrt, edges, strict=True):
+        g = found[wanted[key]]
+        if g is None and materialize_grads:
+            g = namespace(t._array).zeros_like(t._array)
+        if g is None and not allow_unused:
+            raise RuntimeError("grad: one of the inputs was not used in the graph; allow_unused=True returns None for it")
+        results.append(g if g is None or isinstance(g, Variable) else t._make(g))
+    return tuple(results)
+
+
+def gradcheck(
+    func: Callable[..., Any], inputs: Any, eps: float = 1e-6, atol: float = 1e-5, rtol: float = 1e-3, raise_exception: bool = True
+) -> bool:
+    """Compare the gradients of ``func`` with central differences, for every float64 input that requires grad.
+
+    The upstream gradient is random, so that a backward that drops or misplaces it is seen.
+
+    Raises:
+        ValueError: no input requires grad, or one that does is not float64.
+        RuntimeError: the two differ by more than ``atol + rtol·|numerical|`` (or returns False, as asked).
+    """
+    args = tuple(_listed(inputs))
+    checked = [a for a in args if isinstance(a, Variable) and a.requires_grad]
+    if not checked:
+        raise ValueError("gradcheck: none of the inputs requires grad")
+    for a in checked:
+        if a._array.dtype != np.float64:
+            raise ValueError(f"gradcheck: expected inputs of dtype float64, got {a._array.dtype}")
+    outputs = [o for o in _listed(func(*args)) if isinstance(o, Variable) and o.requires_grad]
+    draw = np.random.default_rng(0)
+    weights = []
+    for o in outputs:
+        xp = namespace(o._array)
+        weights.append(xp.asarray(draw.standard_normal(o._array.shape)).astype(o._array.dtype))
+    analytic = grad(outputs, checked, [o._make(w) for o, w in zip(outputs, weights, strict=True)], allow_unused=True)
+
+    def value() -> float:
+        with no_grad():
+            now = [o for o in _listed(func(*args)) if isinstance(o, Variable) and is_floating(o._array.dtype)]
+        return sum(float((o._array * w).sum()) for o, w in zip(now, weights, strict=True))
+
+    for which, (a, g) in enumerate(zip(checked, analytic, strict=True)):
+        for at in np.ndindex(a._array.shape):
+            kept = a._array[at].copy()
+            a._array[at] = kept + eps
+            above = value()
+            a._array[at] = kept - eps
+            below = value()
+            a._array[at] = kept
+            numerical = (above - below) / (2 * eps)
+            got = 0.0 if g is None else float(g._array[at])
+            if not abs(got - numerical) <= atol + rtol * abs(numerical):
+                if raise_exception:
+                    raise RuntimeError(f"gradcheck: input {which} at {at}: backward gives {got}, central differences {numerical}")
+                return False
+    return True

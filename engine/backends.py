@@ -1,0 +1,362 @@
+"""From a fused operation and its arrays to the implementation that runs it: the only place that chooses a backend.
+
+The functions here take NumPy, CuPy or torch arrays (one kind per call, checked by the layers above), make the outputs with
+the library that owns the inputs, and hand both to a backend. They know nothing of autograd: the Tensor's (fused.py) and
+torch's (torch/) each call them. A backend is a module with the functions of reference.py; what it cannot run it says.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import threading
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import reference
+from .activations import ACTIVATIONS
+from .reference import LossOptions
+from .storage import Array, cupy, is_cupy, on_device_of, wide_dtype
+from .storage import from_dlpack as view_of
+
+__all__ = ["LossOptions", "backend", "describe", "synchronize"]
+
+NAMES = ("reference", "cpu", "triton", "cuda")
+
+# What each compiled backend lives in, and what brings it.
+_PARTS = {
+    "cpu": ("tilegrad._C", "the compiled CPU kernels"),
+    "triton": ("tilegrad.kernels", "the Triton kernels"),
+    "cuda": ("tilegrad._C", "the CUDA C++ kernels"),
+}
+
+
+# --- the choice -------------------------------------------------------------------------------------------------------
+
+
+class _Chosen(threading.local):
+    name: str | None = None
+
+
+_chosen = _Chosen()
+
+
+@contextlib.contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Run the fused operations inside on one backend: "reference", "cpu", "triton", "cuda", or "auto" to choose by table.
+
+    The variable ``TILEGRAD_BACKEND`` does the same for a whole program.
+
+    Raises:
+        ValueError: an unknown name. RuntimeError: a backend that this installation or machine cannot run.
+    """
+    before, _chosen.name = _chosen.name, _known(name, "backend")
+    try:
+        if name != "auto":
+            _implementation(name)
+        yield
+    finally:
+        _chosen.name = before
+
+
+def _known(name: str, where: str) -> str:
+    if name not in (*NAMES, "auto"):
+        raise ValueError(f'{where}: expected "auto", {", ".join(map(repr, NAMES))}, got {name!r}')
+    return name
+
+
+def current() -> str:
+    """The name of the backend that was asked for: the block's, the environment's, or "auto"."""
+    return _chosen.name or _known(os.environ.get("TILEGRAD_BACKEND") or "auto", "TILEGRAD_BACKEND")
+
+
+def _why_not(name: str) -> str | None:
+    """Why a backend cannot run here, and what would mend it, in a sentence; None if it can."""
+    if name == "reference":
+        return None
+    module, what = _PARTS[name]
+    if importlib.util.find_spec(module) is None:
+        return f"backend {name!r} cannot run: this installation of tilegrad does not contain {what} ({module})"
+    return None
+
+
+def _implementation(name: str) -> ModuleType:
+    reason = _why_not(name)
+    if reason is not None:
+        raise RuntimeError(reason)
+    return reference
+
+
+def _run(operation: str, *args: Any, **outputs: Any) -> None:
+    """Run an operation on the chosen backend."""
+    name = current()
+    implementation = _implementation("reference" if name == "auto" else name)
+    args, outputs = tuple(map(_viewed, args)), {k: _viewed(v) for k, v in outputs.items()}
+    with np.errstate(all="ignore"), on_device_of(args[0]):
+        getattr(implementation, operation)(*args, **outputs)
+
+
+def _viewed(x: Any) -> Any:
+    """A torch tensor as a NumPy or CuPy array over the same memory; anything else is itself."""
+    return view_of(x) if type(x).__module__.partition(".")[0] == "torch" else x
+
+
+def describe() -> list[tuple[str, bool, str]]:
+    """Each backend: its name, whether it can run here, and a sentence: what it is, or why it cannot and what would mend it."""
+    said = {"reference": "plain NumPy or CuPy code, on any machine"}
+    return [(name, (why := _why_not(name)) is None, why or said.get(name, _PARTS.get(name, ("", ""))[1])) for name in NAMES]
+
+
+# --- arrays -----------------------------------------------------------------------------------------------------------
+
+
+def _empty(like: Any, shape: tuple[int, ...], dtype: Any = None) -> Any:
+    """Uninitialised memory from the library, and on the device, that ``like`` comes from."""
+    if isinstance(like, np.ndarray):
+        return np.empty(shape, like.dtype if dtype is None else dtype)
+    if is_cupy(like):
+        with on_device_of(like):
+            return cupy().empty(shape, like.dtype if dtype is None else dtype)
+    import torch
+
+    if isinstance(dtype, np.dtype):
+        dtype = getattr(torch, dtype.name)
+    return like.new_empty(shape, dtype=dtype)
+
+
+def _empty_like(x: Any, wanted: bool = True) -> Any:
+    return _empty(x, tuple(x.shape)) if wanted else None
+
+
+def _wide_dtype(x: Any) -> np.dtype:
+    """The dtype in which the sums over ``x`` are kept."""
+    if isinstance(x, np.ndarray) or is_cupy(x):
+        return wide_dtype(x.dtype)
+    return np.dtype(np.float64 if str(x.dtype) == "torch.float64" else np.float32)
+
+
+def _on_cpu(x: Any) -> bool:
+    return isinstance(x, np.ndarray) or (not is_cupy(x) and x.device.type == "cpu")
+
+
+# --- targets out of range ---------------------------------------------------------------------------------------------
+
+_flags: dict[int, Array] = {}  # per CUDA device: one element, set by a kernel that met a bad target
+
+
+def _check_target(name: str, target: Any, classes: int, o: LossOptions) -> Any:
+    """On the CPU an index outside [0, classes) is an IndexError now. On a GPU the kernel makes the row NaN and sets the
+    device's flag, which is returned here and looked at by ``synchronize``."""
+    if not _on_cpu(target):
+        return _flag_of(target)
+    t = np.asarray(_viewed(target))
+    if not t.size:
+        return None
+    low, high = t.min(), t.max()
+    if low >= 0 and high < classes:
+        return None
+    bad = t[(t != o.ignore_index) & ((t < 0) | (t >= classes))]
+    if bad.size:
+        raise IndexError(
+            f"{name}: expected targets in [0, {classes}) or ignore_index = {o.ignore_index}, got {int(bad.flat[0])}"
+        )
+    return None
+
+
+def _flag_of(x: Any) -> Array:
+    xp = cupy()
+    number = int(x.device.id if is_cupy(x) else x.device.index)
+    if number not in _flags:
+        with xp.cuda.Device(number):
+            _flags[number] = xp.zeros((), bool)
+    return _flags[number]
+
+
+def synchronize() -> None:
+    """Wait for the GPU, and raise what its kernels could not.
+
+    Raises:
+        IndexError: since the last call, a target outside of [0, C) was handed to a loss on a GPU. Its row's loss and
+            gradient were made NaN. With ``TILEGRAD_CHECK=1`` every loss looks at once.
+    """
+    from .cuda import synchronize as wait
+
+    wait()
+    for number, flag in _flags.items():
+        if bool(flag):
+            flag[...] = False
+            raise IndexError(f"a target outside of the classes was handed to a loss on device cuda:{number}")
+
+
+def _checked(flag: Any) -> None:
+    if flag is not None and os.environ.get("TILEGRAD_CHECK") == "1":
+        synchronize()
+
+
+# --- the operations ---------------------------------------------------------------------------------------------------
+
+
+def linear(x: Any, weight: Any, bias: Any, activation: str | None, save: bool) -> tuple[Any, Any]:
+    """(…, K), (M, K), (M) → the output (…, M), and with ``save`` what the backward needs of it (None: nothing).
+
+    That is the pre-activation, or the output itself where its sign is enough.
+    """
+    act = None if activation is None else ACTIVATIONS[activation]
+    lead, rows = tuple(x.shape[:-1]), weight.shape[0]
+    out = _empty(x, (*lead, rows // 2 if act is not None and act.gated else rows))
+    pre = _empty(x, (*lead, rows)) if save and act is not None and not act.by_sign else None
+    _run("linear", x, weight, bias, activation, out=out, pre=pre)
+    return out, out if act is not None and act.by_sign else pre
+
+
+def linear_backward(
+    grad: Any, x: Any, weight: Any, saved: Any, activation: str | None, needs: tuple[bool, bool, bool]
+) -> tuple[Any, Any, Any]:
+    """The gradients of input, weight and bias, each as ``needs`` says (None where it does not)."""
+    made = _empty_like(x, needs[0]), _empty_like(weight, needs[1]), _empty(weight, (weight.shape[0],)) if needs[2] else None
+    _run(
+        "linear_backward", grad, x, weight, saved, activation, grad_input=made[0], grad_weight=made[1], grad_bias=made[2]
+    )
+    return made
+
+
+def softmax(x: Any, dim: int, log: bool, dtype: Any = None) -> Any:
+    """softmax or log-softmax along ``dim``; ``dtype`` (of the array's library) converts before."""
+    out = _empty(x, tuple(x.shape), x.dtype if dtype is None else dtype)
+    if 0 not in x.shape:
+        _run("softmax", x, dim, log, out=out)
+    return out
+
+
+def softmax_backward(grad: Any, y: Any, dim: int, log: bool, dtype: Any = None) -> Any:
+    """The gradient of the input, in ``dtype``, from the output ``y``."""
+    out = _empty(y, tuple(y.shape), y.dtype if dtype is None else dtype)
+    if 0 not in y.shape:
+        _run("softmax_backward", grad, y, dim, log, out=out)
+    return out
+
+
+def _classes(logits: Any) -> int:
+    return int(logits.shape[1 if logits.ndim > 1 else 0])
+
+
+def _rows(logits: Any) -> tuple[int, ...]:
+    return (*logits.shape[:1], *logits.shape[2:]) if logits.ndim > 1 else ()
+
+
+def nll_loss(logp: Any, target: Any, weight: Any, o: LossOptions) -> Any:
+    """(N, C, d…) log-probabilities and (N, d…) class indices → the loss."""
+    flag = _check_target("nll_loss", target, _classes(logp), o)
+    loss = _empty(logp, _rows(logp) if o.reduction == "none" else ())
+    _run("nll_loss", logp, target, weight, o, loss=loss, flag=flag)
+    _checked(flag)
+    return loss
+
+
+def nll_loss_backward(upstream: Any, logp: Any, target: Any, weight: Any, o: LossOptions) -> Any:
+    """The gradient of the log-probabilities."""
+    grad = _empty_like(logp)
+    _run("nll_loss_backward", upstream, logp, target, weight, o, grad=grad)
+    return grad
+
+
+class LossResult(NamedTuple):
+    """What a cross-entropy made: the loss, and what was asked for beside it (else None)."""
+
+    loss: Any
+    lse: Any  # (2, rows): each row's maximum, and the log of the sum above it
+    argmax: Any  # (rows)
+    grads: tuple[Any, ...]  # for an upstream gradient of 1
+
+
+def cross_entropy(logits: Any, target: Any, weight: Any, o: LossOptions, want_grad: bool, want_stats: bool) -> LossResult:
+    """The loss of logits (C), (N, C) or (N, C, d…), with indices or probabilities as the target.
+
+    ``want_grad`` makes the gradient in the same pass (scalar losses). The logsumexp is kept for a later backward.
+    """
+    rows = _rows(logits)
+    flag = _check_target("cross_entropy", target, _classes(logits), o) if target.ndim < logits.ndim else None
+    made = LossResult(
+        _empty(logits, rows if o.reduction == "none" else ()),
+        _empty(logits, (2, *rows), _wide_dtype(logits)),
+        _empty(logits, rows, np.dtype(np.int64)) if want_stats else None,
+        (_empty_like(logits, want_grad),),
+    )
+    _run(
+        "cross_entropy", logits, target, weight, o,
+        loss=made.loss, lse=made.lse, argmax=made.argmax, grad=made.grads[0], flag=flag,
+    )  # fmt: skip
+    _checked(flag)
+    return made
+
+
+def cross_entropy_backward(
+    upstream: Any, logits: Any, target: Any, weight: Any, lse: Any, o: LossOptions, needs: tuple[bool, bool]
+) -> tuple[Any, Any]:
+    """The gradients of logits and of class probabilities, each as ``needs`` says."""
+    grad, grad_target = _empty_like(logits, needs[0]), _empty_like(target, needs[1])
+    _run("cross_entropy_backward", upstream, logits, target, weight, lse, o, grad=grad, grad_target=grad_target)
+    return grad, grad_target
+
+
+def linear_cross_entropy(
+    x: Any, linear_weight: Any, linear_bias: Any, target: Any, weight: Any, o: LossOptions,
+    needs: tuple[bool, bool, bool, bool], want_stats: bool,
+) -> LossResult:  # fmt: skip
+    """The loss of x (N, K) under linear_weight (C, D, K), target (N, D) or (N, C, D).
+
+    ``needs`` says which gradients (input, weight, bias, class probabilities) to make in the same pass (scalar losses).
+    """
+    rows = (x.shape[0], linear_weight.shape[1])
+    classes = linear_weight.shape[0]
+    flag = _check_target("linear_cross_entropy", target, classes, o) if target.ndim == 2 else None
+    lse = _empty(x, (2, *rows), _wide_dtype(x)) if want_stats else None
+    argmax = _empty(x, rows, np.dtype(np.int64)) if want_stats else None
+    made = LossResult(
+        _empty(x, rows if o.reduction == "none" else ()), lse, argmax, _gradients(x, linear_weight, target, needs)
+    )
+    _run_linear_cross_entropy(x, linear_weight, linear_bias, target, weight, o, None, made, flag)
+    _checked(flag)
+    return made
+
+
+def linear_cross_entropy_backward(
+    upstream: Any, x: Any, linear_weight: Any, linear_bias: Any, target: Any, weight: Any, o: LossOptions,
+    needs: tuple[bool, bool, bool, bool],
+) -> tuple[Any, ...]:  # fmt: skip
+    """The gradients of input, weight, bias and class probabilities, the logits made again chunk by chunk."""
+    made = LossResult(None, None, None, _gradients(x, linear_weight, target, needs))
+    _run_linear_cross_entropy(x, linear_weight, linear_bias, target, weight, o, upstream, made, None)
+    return made.grads
+
+
+def _gradients(x: Any, linear_weight: Any, target: Any, needs: tuple[bool, bool, bool, bool]) -> tuple[Any, ...]:
+    bias = _empty(linear_weight, tuple(linear_weight.shape[:2])) if needs[2] else None
+    return _empty_like(x, needs[0]), _empty_like(linear_weight, needs[1]), bias, _empty_like(target, needs[3])
+
+
+def _run_linear_cross_entropy(
+    x: Any, linear_weight: Any, linear_bias: Any, target: Any, weight: Any, o: LossOptions,
+    upstream: Any, made: LossResult, flag: Any,
+) -> None:  # fmt: skip
+    _run(
+        "linear_cross_entropy", x, linear_weight, linear_bias, target, weight, o, upstream=upstream,
+        loss=made.loss, lse=made.lse, argmax=made.argmax, grad_input=made.grads[0], grad_weight=made.grads[1],
+        grad_bias=made.grads[2], grad_target=made.grads[3], flag=flag,
+    )  # fmt: skip
+
+
+def logsumexp_of(lse: Any) -> Any:
+    """(2, rows) as the forward keeps it → (rows): the logsumexp."""
+    return lse[0] + lse[1]
+
+
+def is_implicit_one(upstream: Any) -> bool:
+    """Whether an upstream gradient is the scalar 1, as far as that can be told without waiting for a GPU."""
+    return _on_cpu(upstream) and upstream.ndim == 0 and bool(upstream == 1)
+
+

@@ -1,0 +1,189 @@
+"""The fused operations as Functions of our autograd, over backends.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import backends, functions, reductions, shaping
+from .activations import ACTIVATIONS
+from .backends import LossOptions
+from .graph import ArrayFunction, Variable, once_differentiable
+from .storage import Array, namespace, numpy_dtype
+
+
+class Linear(ArrayFunction):
+    @staticmethod
+    def forward(ctx: Any, x: Array, weight: Array, bias: Array | None, activation: str | None) -> Array:
+        out, saved = backends.linear(x, weight, bias, activation, save=bool(ctx.needs_input_grad))
+        ctx.activation = activation
+        ctx.save(x, weight, bias, saved)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Any) -> Any:
+        if isinstance(grad, Variable):
+            return _linear_backward_recorded(ctx, grad)
+        x, weight, _, saved = ctx.saved
+        return (*backends.linear_backward(grad, x, weight, saved, ctx.activation, ctx.needs_input_grad[:3]), None)
+
+
+def _linear_backward_recorded(ctx: Any, grad: Any) -> Any:
+    """The same in recorded operations, for second derivatives: the pre-activation is made again from the inputs."""
+    ctx._saved = ctx._saved[:3]
+    x, weight, bias = ctx.saved
+    dz = grad
+    if ctx.activation is not None:
+        act = ACTIVATIONS[ctx.activation]
+        z = reductions.matmul(x, weight.T) + (0 if bias is None else bias)
+        if act.gated:
+            gate, up = shaping.chunk(z, 2, -1)
+            dz = shaping.cat([grad * up * act.grad(functions, gate), grad * act.of(functions, gate)], -1)
+        else:
+            dz = grad * act.grad(functions, z)
+    rows = dz.reshape(-1, weight.shape[0])
+    of_bias = None if bias is None else rows.sum(0)
+    return reductions.matmul(dz, weight), reductions.matmul(rows.T, x.reshape(-1, weight.shape[1])), of_bias, None
+
+
+class Softmax(ArrayFunction):
+    log = False
+    keeps_half = False  # a wider output was asked for by dtype
+
+    @staticmethod
+    def forward(ctx: Any, x: Array, dim: int, dtype: Any) -> Array:
+        y = backends.softmax(x, dim, type(ctx).log, dtype)
+        ctx.dim, ctx.was = dim, x.dtype
+        ctx.save(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Any) -> Any:
+        (y,) = ctx.saved
+        if not isinstance(grad, Variable):
+            return backends.softmax_backward(grad, y, ctx.dim, type(ctx).log, ctx.was), None, None
+        if type(ctx).log:
+            return grad - functions.exp(y) * reductions.sum(grad, ctx.dim, True), None, None
+        return y * (grad - reductions.sum(grad * y, ctx.dim, True)), None, None
+
+
+class LogSoftmax(Softmax):
+    log = True
+
+
+class NllLoss(ArrayFunction):
+    @staticmethod
+    def forward(ctx: Any, logp: Array, target: Array, weight: Array | None, o: LossOptions) -> Array:
+        ctx.save(logp, target, weight)
+        ctx.o = o
+        return backends.nll_loss(logp, target, weight, o)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Any) -> Any:
+        logp, target, weight = ctx.saved
+        if not isinstance(grad, Variable):
+            return backends.nll_loss_backward(grad, logp, target, weight, ctx.o), None, None, None
+        # Linear in logp: the derivative is a constant, times the upstream gradient.
+        x = logp._array
+        one = namespace(x).ones(grad.shape, x.dtype)
+        arrays = (t._array if isinstance(t, Variable) else t for t in (target, weight))
+        slope = grad._make(backends.nll_loss_backward(one, x, *arrays, ctx.o))
+        spread = shaping.unsqueeze(grad, 1 if x.ndim > 1 else 0) if ctx.o.reduction == "none" else grad
+        return spread * slope, None, None, None
+
+
+def _with_stats(made: backends.LossResult, want_stats: bool) -> Any:
+    return (made.loss, backends.logsumexp_of(made.lse), made.argmax) if want_stats else made.loss
+
+
+def _scaled(grad: Array | None, upstream: Array) -> Array | None:
+    """A gradient made in the forward pass, for the upstream gradient that came."""
+    if grad is None or backends.is_implicit_one(upstream):
+        return grad
+    return (grad * upstream).astype(grad.dtype, copy=False)
+
+
+class CrossEntropy(ArrayFunction):
+    keeps_half = False  # stats stay wide; the loss comes rounded
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Array, target: Array, weight: Array | None, o: LossOptions, want_stats: bool
+    ) -> Any:
+        need_logits, need_target, *_ = ctx.needs_input_grad or (False, False)
+        at_once = need_logits and o.reduction != "none"
+        made = backends.cross_entropy(logits, target, weight, o, at_once, want_stats)
+        ctx.o, ctx.lse = o, made.lse
+        # Class probabilities that need a gradient, and per-row losses, go over the logits again.
+        again = need_target or (need_logits and not at_once)
+        ctx.save(made.grads[0], *((logits, target, weight) if again else (None, None, None)))
+        return _with_stats(made, want_stats)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Array, *of_stats: Any) -> Any:
+        made, logits, target, weight = ctx.saved
+        of_logits, of_target = _scaled(made, grad), None
+        if logits is not None:
+            needs = ctx.needs_input_grad[0] and made is None, ctx.needs_input_grad[1]
+            again, of_target = backends.cross_entropy_backward(grad, logits, target, weight, ctx.lse, ctx.o, needs)
+            of_logits = again if made is None else of_logits
+        return of_logits, of_target, None, None, None
+
+
+class LinearCrossEntropy(ArrayFunction):
+    keeps_half = False
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Array, linear_weight: Array, linear_bias: Array | None, target: Array, weight: Array | None,
+        o: LossOptions, want_stats: bool,
+    ) -> Any:  # fmt: skip
+        needs = (ctx.needs_input_grad or (False,) * 4)[:4]
+        at_once = o.reduction != "none"
+        made = backends.linear_cross_entropy(
+            x, linear_weight, linear_bias, target, weight, o, needs if at_once else (False,) * 4, want_stats
+        )
+        ctx.o = o
+        if at_once:
+            ctx.save(*made.grads)
+        else:
+            ctx.save(x, linear_weight, linear_bias, target, weight)
+        return _with_stats(made, want_stats)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Array, *of_stats: Any) -> Any:
+        if ctx.o.reduction != "none":
+            return (*(_scaled(g, grad) for g in ctx.saved), None, None, None)
+        needs = ctx.needs_input_grad[:4]
+        return (*backends.linear_cross_entropy_backward(grad, *ctx.saved, ctx.o, needs), None, None, None)
+
+
+# --- as nn/functional.py calls them, the same names as in torch/ ------------------------------------------------------
+
+
+def linear(input: Any, weight: Any, bias: Any, activation: str | None) -> Any:
+    """(…, K), (M, K), (M) → (…, M)."""
+    return Linear.apply(input, weight, bias, activation)
+
+
+def softmax(input: Any, dim: int, log: bool, dtype: Any) -> Any:
+    """softmax or log-softmax along ``dim``, computed in and returned as ``dtype`` (None: the input's)."""
+    return (LogSoftmax if log else Softmax).apply(input, dim, None if dtype is None else numpy_dtype(dtype))
+
+
+def nll_loss(input: Any, target: Any, weight: Any, o: LossOptions) -> Any:
+    """(N, C, d…) log-probabilities and (N, d…) indices → the loss."""
+    return NllLoss.apply(input, target, weight, o)
+
+
+def cross_entropy(input: Any, target: Any, weight: Any, o: LossOptions, want_stats: bool) -> Any:
+    """(N, C, d…) logits → the loss, or (loss, lse, argmax)."""
+    return CrossEntropy.apply(input, target, weight, o, want_stats)
+
+
+def linear_cross_entropy(
+    input: Any, linear_weight: Any, linear_bias: Any, target: Any, weight: Any, o: LossOptions, want_stats: bool
+) -> Any:
+    """(N, K) input and (C, D, K) weight → the loss, or (loss, lse, argmax)."""
+    return LinearCrossEntropy.apply(input, linear_weight, linear_bias, target, weight, o, want_stats)

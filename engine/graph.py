@@ -1,0 +1,405 @@
+"""The tape: Functions record themselves as they run, and a backward pass walks the record.
+
+A recorded call is an instance of its Function: the ``ctx`` that forward and backward share, and the node of the graph.
+The node knows its inputs by ``edges`` (the node that made the input, or the leaf itself), never by the tensors, so a
+graph keeps alive only what its derivatives need.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+
+from .gradmode import _mode, enable_grad, no_grad, set_grad_enabled
+from .storage import Array, is_floating, namespace, on_device_of
+
+Edge = tuple[Any, int]  # (the node that made a tensor, which of its outputs) or (a leaf, 0)
+
+
+class Variable:
+    """What the tape needs to know of a tensor; ``Tensor`` is its only subclass."""
+
+    __slots__ = (
+        "_array", "_base", "_grad", "_history", "_output", "_retains", "_seen", "grad_fn", "requires_grad", "__weakref__"
+    )  # fmt: skip
+    _array: Array
+    _base: Variable | None  # the tensor that this one is a view of
+    _grad: Variable | None
+    _history: list[int]  # shared by all views of one memory: [writes to it, recorded in-place ops on it]
+    _output: int  # which output of grad_fn this is
+    _retains: bool  # retain_grad() was called
+    _seen: int  # _history[1] when grad_fn was last right
+    grad_fn: Any
+    requires_grad: bool
+
+    def _make(self, array: Array) -> Any:
+        """A new tensor over ``array``, of the plain tensor type, without gradient."""
+        raise NotImplementedError
+
+    def _edge(self) -> Edge | None:
+        """Where a gradient for this tensor goes; None if it needs none."""
+        raise NotImplementedError
+
+
+# --- Functions --------------------------------------------------------------------------------------------------------
+
+_numbers = itertools.count()  # of recorded calls: an input's number is always below its user's
+
+
+class Function:
+    """A differentiable operation, by torch's interface::
+
+        class Cube(Function):
+            @staticmethod
+            def forward(ctx, x):
+                ctx.save_for_backward(x)
+                return x * x * x
+
+            @staticmethod
+            def backward(ctx, grad):
+                (x,) = ctx.saved_tensors
+                return 3 * x * x * grad
+
+        y = Cube.apply(x)
+
+    ``forward`` gets tensors and is not recorded; ``backward`` gets a gradient for each output and returns one (or None)
+    for each argument of ``forward``. It is written with differentiable operations, so second derivatives work too.
+    """
+
+    edges: tuple[Edge | None, ...] = ()
+    needs_input_grad: tuple[bool, ...] = ()
+    number = -1
+    _freed = False
+    _like: Any
+    _saved: tuple[Any, ...] = ()
+    _outputs: tuple[tuple[tuple[int, ...], np.dtype], ...] = ()  # shape and dtype of each
+    _retained: dict[int, Variable] | None = None
+    _undifferentiable: tuple[int, ...] = ()
+    _dirty: tuple[int, ...] = ()
+    _materialize = True
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Any:
+        """The operation's value."""
+        raise NotImplementedError("a Function needs a static forward(ctx, ...)")
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        """The gradients of forward's arguments from those of its outputs."""
+        raise NotImplementedError("a Function that is differentiated needs a static backward(ctx, ...)")
+
+    @classmethod
+    def name(cls) -> str:
+        """How the node is called in a tensor's repr."""
+        return f"{cls.__name__}Backward"
+
+    def save_for_backward(self, *tensors: Any) -> None:
+        """Keep input or output tensors for ``backward``; what changes them in place before then is an error."""
+        self._saved = tensors
+
+    @property
+    def saved_tensors(self) -> tuple[Any, ...]:
+        """The tensors given to ``save_for_backward``."""
+        self._check_alive()
+        return tuple(s.unpack(self) if isinstance(s, _Saved) else s for s in self._saved)
+
+    def mark_non_differentiable(self, *tensors: Variable) -> None:
+        """These outputs get no gradient."""
+        self._undifferentiable = tuple(map(id, tensors))
+
+    def mark_dirty(self, *tensors: Variable) -> None:
+        """These inputs were changed in place by ``forward`` (which returns them)."""
+        self._dirty = tuple(map(id, tensors))
+        for t in tensors:
+            t._history[0] += 1
+
+    def set_materialize_grads(self, value: bool) -> None:
+        """Whether outputs that got no gradient hand zeros (the default) or None to ``backward``."""
+        self._materialize = value
+
+    @classmethod
+    def apply(cls, *args: Any) -> Any:
+        """Run ``forward``, and record it if a tensor argument needs a gradient."""
+        ctx = cls()
+        tensors = [a for a in args if isinstance(a, Variable)]
+        recording = _mode.enabled and any(t.requires_grad for t in tensors)
+        ctx.needs_input_grad = tuple(isinstance(a, Variable) and a.requires_grad for a in args)
+        edges = tuple(a._edge() if isinstance(a, Variable) and recording else None for a in args)
+        with no_grad():
+            result = cls.forward(ctx, *args)
+        outputs = result if isinstance(result, tuple) else (result,)
+        if not recording:
+            return result
+        ctx._like = tensors[0]
+        ctx._record(edges)
+        made = []
+        for i, output in enumerate(outputs):
+            if isinstance(output, Variable) and id(output) not in ctx._undifferentiable:
+                # An input handed back, unless declared changed, is not the output: it keeps its own history.
+                alias = id(output) in map(id, tensors) and id(output) not in ctx._dirty
+                made.append(ctx._attach(output._make(output._array) if alias else output, i))
+            else:
+                made.append(output)
+        ctx._outputs = tuple((o.shape, o._array.dtype) if isinstance(o, Variable) else ((), np.dtype("f4")) for o in made)
+        ctx._saved = tuple(
+            _Saved.of(s, args, outputs, edges) if isinstance(s, Variable) else s for s in ctx._saved
+        )
+        return tuple(made) if isinstance(result, tuple) else made[0]
+
+    def _record(self, edges: tuple[Edge | None, ...]) -> None:
+        self.edges = edges
+        self.number = next(_numbers)
+
+    def _attach(self, output: Any, index: int) -> Any:
+        if is_floating(output._array.dtype):
+            output.grad_fn, output._output, output.requires_grad = self, index, True
+            output._seen = output._history[1]
+        return output
+
+    def _check_alive(self) -> None:
+        if self._freed:
+            raise RuntimeError(
+                f"{self.name()}: the saved values were freed when backward ran through this graph before; "
+                "pass retain_graph=True to the first backward to run it twice"
+            )
+
+    def _free(self) -> None:
+        self._saved, self._freed = (), True
+
+    def _run_backward(self, grads: list[Any], create_graph: bool) -> Sequence[Any]:
+        """The gradients of the inputs, as tensors if ``create_graph`` or else as arrays."""
+        self._check_alive()
+        like = self._like
+        handed = []
+        for g, (shape, dt) in zip(grads, self._outputs, strict=True):
+            if g is None and self._materialize:
+                g = namespace(like._array).zeros(shape, dt)
+            handed.append(like._make(g) if g is not None and not isinstance(g, Variable) else g)
+        with set_grad_enabled(create_graph):
+            result = type(self).backward(self, *handed)
+        result = result if isinstance(result, tuple) else (result,)
+        if len(result) != len(self.edges):
+            raise RuntimeError(
+                f"{self.name()}: backward returned {len(result)} gradients, expected {len(self.edges)}, "
+                "one for each argument of forward (None where none is needed)"
+            )
+        return [g if create_graph or g is None else g._array for g in result]
+
+    def __repr__(self) -> str:
+        return f"<{self.name()} object at {id(self):#x}>"
+
+
+class _Saved:
+    """A tensor kept for backward: its array, where its gradient goes, and the write counter that it must still have."""
+
+    __slots__ = ("array", "edge", "history", "like", "output", "version")
+
+    def __init__(self, like: Variable, edge: Edge | None, output: int | None = None):
+        self.array, self.history, self.version = like._array, like._history, like._history[0]
+        self.edge, self.output = edge, output
+        # An intermediate made inside forward cannot be differentiated; inputs and outputs can.
+        self.like = None if edge is None or not isinstance(edge[0], Variable) else edge[0]
+
+    @classmethod
+    def of(cls, t: Variable, args: Sequence[Any], outputs: Sequence[Any], edges: Sequence[Edge | None]) -> _Saved:
+        for a, edge in zip(args, edges, strict=True):
+            if a is t:
+                return cls(t, edge)
+        for i, o in enumerate(outputs):
+            if o is t:
+                return cls(t, None, i)  # holding the node itself here would be a cycle
+        return cls(t, None)
+
+    def check(self, node: Function) -> None:
+        if self.history[0] != self.version:
+            raise RuntimeError(
+                f"{node.name()}: a tensor of shape {list(self.array.shape)} needed for the gradient was modified by an "
+                f"in-place operation: it is at version {self.history[0]}, expected version {self.version}"
+            )
+
+    def unpack(self, node: Function) -> Any:
+        self.check(node)
+        if self.like is not None:
+            return self.like
+        t = node._like._make(self.array)
+        t._history = self.history
+        edge = (node, self.output) if self.output is not None else self.edge
+        if edge is not None:
+            t.grad_fn, t._output, t.requires_grad, t._seen = *edge, True, self.history[1]
+        return t
+
+
+class ArrayFunction(Function):
+    """A Function on plain arrays: how the library's own operations are written, with next to no overhead.
+
+    ``forward(ctx, *args)`` gets the arrays of tensor arguments and returns an array (or a tuple of them);
+    ``backward(ctx, grad)`` gets arrays, or tensors when the derivative is itself to be differentiated, and is written over
+    ``namespace(grad)`` so that one text serves both. Applied to arrays only, it just runs ``forward``.
+
+    ``ctx.save(...)`` keeps inputs and outputs for ``ctx.saved``. A floating value that is neither (an intermediate) may be
+    kept as well, but then the Function cannot be differentiated twice, which is an error when tried.
+    """
+
+    keeps_half = True  # 16-bit inputs: a float32 result is rounded to their dtype, once, at the end
+
+    def save(self, *arrays: Any) -> None:
+        """Keep arrays for ``backward``: inputs and outputs of this call."""
+        self._saved = arrays
+
+    @property
+    def saved(self) -> tuple[Any, ...]:
+        """What ``save`` kept: arrays, or tensors when the derivative is being recorded."""
+        if _mode.enabled and self.number >= 0:
+            return tuple(self._tensor(s) if isinstance(s, _Saved) else s for s in self._saved)
+        return tuple(s.array if isinstance(s, _Saved) else s for s in self._saved)
+
+    def _tensor(self, s: _Saved) -> Any:
+        if s.edge is None and s.output is None and s.version == -1 and is_floating(s.array.dtype):
+            raise RuntimeError(f"{self.name()} cannot be differentiated twice")
+        return s.unpack(self)
+
+    @classmethod
+    def name(cls) -> str:
+        """How the node is called in a tensor's repr, as torch would."""
+        return f"{cls.__name__}Backward0"
+
+    @classmethod
+    def apply(cls, *args: Any) -> Any:
+        """Run ``forward`` on the arrays; wrap and record the result if there are tensors among the arguments."""
+        ctx = cls()
+        like: Any = None
+        needs = False
+        arrays = []
+        for a in args:
+            if isinstance(a, Variable):
+                like = a
+                needs = needs or a.requires_grad
+                arrays.append(a._array)
+            else:
+                arrays.append(a)
+        if like is None:
+            return cls.forward(ctx, *arrays)
+        needs = needs and _mode.enabled
+        if needs:
+            ctx.needs_input_grad = tuple([isinstance(a, Variable) and a.requires_grad for a in args])
+        first = like._array
+        if type(first) is np.ndarray:
+            with np.errstate(all="ignore"):  # log(0) and 0/0 are values here, as in torch, not warnings
+                result = cls.forward(ctx, *arrays)
+        else:
+            with on_device_of(first):
+                result = cls.forward(ctx, *arrays)
+        if isinstance(result, tuple):
+            made: Any = tuple([ctx._wrap(r, args, like) for r in result])
+            outputs = made
+        else:
+            made = ctx._wrap(result, args, like)
+            outputs = (made,)
+        if needs:
+            ctx._like = like
+            ctx._record(tuple([a._edge() if isinstance(a, Variable) else None for a in args]))
+            for i, o in enumerate(outputs):
+                ctx._attach(o, i)
+            ctx._outputs = tuple([(o._array.shape, o._array.dtype) for o in outputs])
+            if ctx._saved:
+                ctx._saved = tuple([ctx._guard(s, args, outputs) for s in ctx._saved])
+        else:
+            ctx._saved = ()
+        return made
+
+    def _wrap(self, result: Any, args: tuple[Any, ...], like: Any) -> Any:
+        """The result as a tensor; one that shares an input's memory becomes a view of it, with its write counter."""
+        if not hasattr(result, "dtype") or type(result).__module__ == "numpy" and not isinstance(result, np.ndarray):
+            result = np.asarray(result)  # NumPy turns 0-d results into scalars
+        if self.keeps_half and result.dtype == np.float32:
+            halves = {a._array.dtype for a in args if isinstance(a, Variable) and a._array.itemsize == 2}
+            if len(halves) == 1 and is_floating(half := halves.pop()):
+                result = result.astype(half)
+        out = like._make(result)
+        base = result.base
+        for a in args:
+            if isinstance(a, Variable):
+                x = a._array
+                if result is x or (base is not None and (base is x or base is x.base)):
+                    out._base = a if a._base is None else a._base
+                    out._history, out._seen = a._history, a._history[1]
+                    break
+        return out
+
+    def _guard(self, s: Any, args: tuple[Any, ...], outputs: tuple[Any, ...]) -> Any:
+        if not hasattr(s, "dtype"):
+            return s
+        for a, edge in zip(args, self.edges, strict=True):
+            if isinstance(a, Variable) and a._array is s:
+                return _Saved(a, edge)
+        for i, o in enumerate(outputs):
+            if o._array is s:
+                return _Saved(o, None, i)
+        kept = _Saved(outputs[0]._make(s), None)
+        kept.version = kept.history[0] = -1  # nobody else can write to it
+        return kept
+
+    def _run_backward(self, grads: list[Any], create_graph: bool) -> Sequence[Any]:
+        self._check_alive()
+        for s in self._saved:
+            if isinstance(s, _Saved):
+                s.check(self)
+        handed = [g if g is not None else self._zeros(i, create_graph) for i, g in enumerate(grads)]
+        if create_graph:
+            with enable_grad():
+                result = type(self).backward(self, *handed)
+        else:
+            with no_grad(), on_device_of(self._like._array):
+                result = type(self).backward(self, *handed)
+        return result if isinstance(result, tuple) else (result,)
+
+    def _zeros(self, i: int, as_tensor: bool) -> Any:
+        shape, dt = self._outputs[i]
+        if not is_floating(dt) and not as_tensor:
+            return None
+        zeros = namespace(self._like._array).zeros(shape, dt)
+        return self._like._make(zeros) if as_tensor else zeros
+
+
+class _TwiceForbidden(ArrayFunction):
+    """The identity whose derivative is an error: it stands behind gradients that have no derivative of their own."""
+
+    @staticmethod
+    def forward(ctx: Any, grad: Array, name: str, *inputs: Array) -> Array:
+        ctx.of = name
+        return grad
+
+    @staticmethod
+    def backward(ctx: Any, grad: Array) -> NoReturn:
+        raise RuntimeError(f"{ctx.of} cannot be differentiated twice")
+
+
+def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """For a ``backward`` that works on arrays only: its results, differentiated again, are a clear error."""
+
+    @functools.wraps(backward)
+    def wrapped(ctx: Any, *grads: Any) -> Any:
+        if not (_mode.enabled and any(isinstance(g, Variable) for g in grads)):
+            return backward(ctx, *grads)
+        with no_grad():
+            result = backward(ctx, *[g._array if isinstance(g, Variable) else g for g in grads])
+        result = result if isinstance(result, tuple) else (result,)
+        # Hangs on the inputs too: a gradient penalty must not silently lose the part that goes through them.
+        sources = []
+        for edge in ctx.edges:
+            if edge is not None:
+                t = ctx._like._make(np.zeros(()))
+                t.requires_grad = True
+                if isinstance(edge[0], Variable):
+                    t = edge[0]
+                else:
+                    t.grad_fn, t._output, t._seen = edge[0], edge[1], 0
+                sources.append(t)
+        make = ctx._like._make
+        return tuple(None if r is None else _TwiceForbidden.apply(make(r), ctx.name(), *sources) for r in result)
+
+    return wrapped

@@ -1,0 +1,339 @@
+"""Indexing, sorting and counting: each forward above its derivative, then the functions by torch's names."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .elementwise import cast, dtype_of, sum_to
+from .functions import maximum, minimum, where
+from .graph import ArrayFunction, Variable
+from .reductions import amax, amin, argmax, argmin, axis_of
+from .storage import Array, address, byte_bounds, is_cupy, namespace, on_device_of, wide
+
+Size = tuple[int, ...]
+
+
+class Index(ArrayFunction):
+    """x[key], basic or advanced; the derivative adds each gradient to where it came from, repeats included."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Array, key: Any) -> Array:
+        ctx.shape, ctx.key = x.shape, key
+        return x[key]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Any) -> Any:
+        return Scatter.apply(grad, ctx.key, ctx.shape), None
+
+
+class Scatter(ArrayFunction):
+    """Zeros of ``shape`` with ``grad`` added at ``key``."""
+
+    @staticmethod
+    def forward(ctx: Any, grad: Array, key: Any, shape: Size) -> Array:
+        ctx.key = key
+        xp = namespace(grad)
+        out = xp.zeros(shape, grad.dtype)
+        if _is_basic(key):
+            out[key] = grad
+        elif grad.dtype.kind == "f":
+            (np.add.at if xp is np else xp.add.at)(out, key, grad)
+        else:  # bfloat16 has no ufunc.at of its own
+            total = xp.zeros(shape, np.float32)
+            xp.add.at(total, key, wide(grad))
+            out = total.astype(grad.dtype)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Any) -> Any:
+        return Index.apply(grad, ctx.key), None, None
+
+
+def _is_basic(key: Any) -> bool:
+    keys = key if isinstance(key, tuple) else (key,)
+    return all(k is None or k is Ellipsis or isinstance(k, (int, slice)) and not isinstance(k, bool) for k in keys)
+
+
+class IndexPut(ArrayFunction):
+    """A copy of ``x`` with ``value`` at ``key``: the recorded form of ``x[key] = value``."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Array, value: Array, key: Any) -> Array:
+        ctx.key, ctx.shape = key, value.shape
+        y = x.copy()
+        y[key] = value
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Any) -> Any:
+        zeros = namespace(grad).zeros_like(Index.apply(grad, ctx.key))
+        kept = IndexPut.apply(grad, zeros, ctx.key)
+        given = Index.apply(grad, ctx.key)
+        lead = len(ctx.shape) - len(given.shape)
+        if lead > 0:  # NumPy lets a value have extra leading dimensions of size 1
+            return kept, sum_to(given, ctx.shape[lead:]).reshape(ctx.shape), None
+        return kept, sum_to(given, ctx.shape), None
+
+
+class Region(ArrayFunction):
+    """The view of ``x`` that lies where ``view`` does in its memory: how a view is tied to its base anew.
+
+    Used after an in-place operation that was recorded: the base then has a history that its other views do not know.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Array, view: Array) -> Array:
+        ctx.x, ctx.view = x, view  # for their layout only
+        return _view_at(x, address(view), view.shape, view.strides)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Any) -> Any:
+        if isinstance(grad, Variable):
+            raise RuntimeError("an in-place operation on a view cannot be differentiated twice")
+        whole, part = _same_layout(ctx.x, ctx.view)
+        part[...] = grad
+        return whole, None
+
+
+class RegionPut(ArrayFunction):
+    """``x`` with ``part`` written where ``view`` lies: what an in-place operation on a view does to its base."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Array, part: Array, view: Array) -> Array:
+        ctx.x, ctx.view = x, view
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Any) -> Any:
+        if isinstance(grad, Variable):
+            raise RuntimeError("an in-place operation on a view cannot be differentiated twice")
+        whole, part = _same_layout(ctx.x, ctx.view)
+        whole[...] = grad
+        of_part = part.copy()
+        part[...] = 0
+        return whole, of_part, None
+
+
+def _view_at(owner: Array, start: int, shape: Size, strides: Size) -> Array:
+    """The elements at address ``start`` inside the memory of ``owner``; ``strides`` in bytes."""
+    if is_cupy(owner):
+        cp = namespace(owner)
+        return cp.ndarray(shape, owner.dtype, owner.data + (start - address(owner)), strides)
+
+    class Memory:
+        __array_interface__ = {
+            "data": (start, False), "shape": shape, "strides": strides, "typestr": f"|V{owner.itemsize}", "version": 3
+        }  # fmt: skip
+        keeps = owner
+
+    return np.asarray(Memory()).view(owner.dtype)
+
+
+def _same_layout(x: Array, view: Array) -> tuple[Array, Array]:
+    """Zeros laid out in memory like ``x``, and among them those that lie where ``view`` lies in ``x``."""
+    low, high = byte_bounds(x)
+    memory = namespace(x).zeros((high - low) // x.itemsize, x.dtype)
+    start = address(memory)
+    whole = _view_at(memory, start + address(x) - low, x.shape, x.strides)
+    return whole, _view_at(memory, start + address(view) - low, view.shape, view.strides)
+
+
+class Gather(ArrayFunction):
+    @staticmethod
+    def forward(ctx: Any, x: Array, axis: int, index: Array) -> Array:
+        ctx.shape, ctx.axis, ctx.index = x.shape, axis, index
+        return x[_along(index, axis)]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Any) -> Any:
+        return Scatter.apply(grad, _along(ctx.index, ctx.axis), ctx.shape), None, None
+
+
+def _along(index: Array, axis: int) -> tuple[Array, ...]:
+    """The advanced index that takes ``index`` along ``axis`` and every position of it along the others."""
+    xp = namespace(index)
+    key = list(xp.ogrid[tuple(slice(n) for n in index.shape)]) if index.ndim > 1 else [xp.arange(index.shape[0])]
+    key[axis] = index
+    return tuple(key)
+
+
+# --- the functions, by torch's names ----------------------------------------------------------------------------------
+
+
+def nonzero(input: Any) -> Any:
+    """The indices of the non-zero elements, (count, ndim)."""
+    xp = namespace(input._array)
+    return input._make(xp.stack(xp.nonzero(input._array), -1).astype(np.int64))
+
+
+def _as_key(input: Any, key: Any) -> Any:
+    """An index as the array library takes it: tensors and lists become arrays, and basic results stay views."""
+    xp = namespace(input._array)
+
+    def one(k: Any) -> Any:
+        if isinstance(k, Variable):
+            if k._array.dtype.kind not in "iub":
+                raise IndexError(f"tensors used as indices must be of an integer dtype or bool, got {k.dtype}")
+            return int(k._array) if k._array.ndim == 0 and k._array.dtype.kind in "iu" else xp.asarray(k._array)
+        if isinstance(k, (list, range)):
+            return xp.asarray(k, None if len(k) else np.int64)
+        if isinstance(k, np.integer):
+            return int(k)
+        if isinstance(k, slice):
+            if k.step is not None and k.step <= 0:
+                raise ValueError(f"slice step must be positive, got {k.step}; use flip")
+            return slice(*(int(v) if v is not None else None for v in (k.start, k.stop, k.step)))
+        return k
+
+    made = tuple(map(one, key)) if isinstance(key, tuple) else (one(key),)
+    if _is_basic(made) and not any(k is Ellipsis for k in made):
+        made = (*made, Ellipsis)  # an array even where all dimensions are indexed away
+    given = sum(1 for k in made if k is not None and k is not Ellipsis)
+    if given > input.ndim and not any(getattr(k, "dtype", None) == bool for k in made):
+        raise IndexError(f"too many indices: got {given} for a tensor of {input.ndim} dimensions")
+    return made
+
+
+def getitem(input: Any, key: Any) -> Any:
+    """``input[key]``: a view for ints, slices, None and ..., a copy for lists, integer tensors and masks."""
+    return Index.apply(input, _as_key(input, key))
+
+
+def index_select(input: Any, dim: int, index: Any) -> Any:
+    """The slices of ``input`` along ``dim`` that ``index`` (1-d) names."""
+    axis = axis_of("index_select", input.ndim, dim)
+    return getitem(input, (*[slice(None)] * axis, index))
+
+
+def gather(input: Any, dim: int, index: Any) -> Any:
+    """out[i, j] = input[index[i, j], j] for dim 0, input[i, index[i, j]] for dim 1, and so on.
+
+    Raises:
+        IndexError: an index outside the size of ``dim``.
+    """
+    if index._array.dtype.kind not in "iu":
+        raise TypeError(f"gather: expected an index of an integer dtype, got {index.dtype}")
+    if index.ndim != input.ndim:
+        raise ValueError(f"gather: expected an index of {input.ndim} dimensions, got shape {list(index.shape)}")
+    return Gather.apply(input, axis_of("gather", input.ndim, dim), index._array)
+
+
+def scatter(input: Any, dim: int, index: Any, src: Any) -> Any:
+    """A copy of ``input`` with ``src`` (a tensor or a number) written where ``index`` points along ``dim``."""
+    axis = axis_of("scatter", input.ndim, dim)
+    if not isinstance(src, Variable):
+        src = index._make(namespace(input._array).full(index.shape, src, input._array.dtype))
+    given = getitem(src, tuple(slice(n) for n in index.shape))
+    return IndexPut.apply(input, cast(given, dtype_of(input)), _along(index._array, axis))
+
+
+def masked_fill(input: Any, mask: Any, value: Any) -> Any:
+    """``value`` where ``mask`` holds, ``input`` elsewhere."""
+    return where(mask, cast(value, dtype_of(input)) if isinstance(value, Variable) else value, input)
+
+
+def masked_select(input: Any, mask: Any) -> Any:
+    """The elements where ``mask`` holds, in one dimension."""
+    return getitem(input, mask)
+
+
+class ValuesIndices(NamedTuple):
+    """What ``sort``, ``topk``, ``max(dim)`` and ``min(dim)`` return."""
+
+    values: Any
+    indices: Any
+
+
+def _order(input: Any, axis: int, descending: bool) -> Any:
+    x = wide(input._array)
+    xp = namespace(x)
+    with on_device_of(x):
+        if descending:  # stable, with equals in their order: the reversed order of the reversed
+            order = xp.flip(x.shape[axis] - 1 - xp.argsort(xp.flip(x, axis), axis=axis, kind="stable"), axis)
+        else:
+            order = xp.argsort(x, axis=axis, kind="stable")
+        return input._make(order.astype(np.int64))
+
+
+def sort(input: Any, dim: int = -1, descending: bool = False, stable: bool = True) -> ValuesIndices:
+    """Sorted along ``dim``, and the indices that sort; equals keep their order, NaN is the largest."""
+    if input.ndim == 0:
+        return ValuesIndices(input.clone(), input._make(namespace(input._array).zeros((), np.int64)))
+    axis = axis_of("sort", input.ndim, dim)
+    order = _order(input, axis, descending)
+    return ValuesIndices(gather(input, axis, order), order)
+
+
+def argsort(input: Any, dim: int = -1, descending: bool = False) -> Any:
+    """The indices that sort along ``dim``."""
+    return sort(input, dim, descending).indices
+
+
+def topk(input: Any, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> ValuesIndices:
+    """The ``k`` largest (or smallest) along ``dim`` in order, and their indices.
+
+    Raises:
+        ValueError: ``k`` larger than the size of ``dim``.
+    """
+    axis = axis_of("topk", input.ndim, dim)
+    if not 0 <= k <= input.shape[axis]:
+        raise ValueError(f"topk: expected k between 0 and {input.shape[axis]}, got {k}")
+    order = getitem(_order(input, axis, largest), (*[slice(None)] * axis, slice(k)))
+    return ValuesIndices(gather(input, axis, order), order)
+
+
+def max(input: Any, dim: Any = None, keepdim: bool = False) -> Any:
+    """The largest of all; with ``dim``, ``(values, indices)`` along it; with a tensor, ``maximum`` of the two."""
+    return _extreme(input, dim, keepdim, amax, argmax, maximum)
+
+
+def min(input: Any, dim: Any = None, keepdim: bool = False) -> Any:
+    """The smallest of all; with ``dim``, ``(values, indices)`` along it; with a tensor, ``minimum`` of the two."""
+    return _extreme(input, dim, keepdim, amin, argmin, minimum)
+
+
+def _extreme(input: Any, dim: Any, keepdim: bool, over: Any, index_over: Any, between: Any) -> Any:
+    if dim is None:
+        return over(input)
+    if isinstance(dim, Variable):
+        return between(input, dim)
+    index = index_over(input, dim, True)  # the value goes with one index, which gets all of the gradient
+    if input.ndim == 0:
+        return ValuesIndices(input.clone(), index)
+    axis = axis_of("max", input.ndim, dim)
+    values = gather(input, axis, index)
+    if not keepdim:
+        values, index = values.squeeze(axis), index.squeeze(axis)
+    return ValuesIndices(values, index)
+
+
+def one_hot(tensor: Any, num_classes: int = -1) -> Any:
+    """(…) class indices → (…, num_classes) of zeros with a one at each index, int64.
+
+    Raises:
+        IndexError: a negative index, or one not below ``num_classes``.
+    """
+    x = tensor._array
+    if x.dtype.kind not in "iu":
+        raise TypeError(f"one_hot: expected an integer dtype, got {tensor.dtype}")
+    xp = namespace(x)
+    if num_classes == -1:
+        if not x.size:
+            raise ValueError("one_hot: num_classes is needed for an empty tensor")
+        num_classes = int(x.max()) + 1
+    if x.size and (int(x.min()) < 0 or int(x.max()) >= num_classes):
+        raise IndexError(f"one_hot: expected indices in [0, {num_classes}), got {int(x.min())} to {int(x.max())}")
+    return tensor._make((x[..., None] == xp.arange(num_classes)).astype(np.int64))
+
+
+def bincount(input: Any, weights: Any = None, minlength: int = 0) -> Any:
+    """How often each value of a vector of non-negative integers occurs, or the sum of its ``weights``."""
+    x = input._array
+    if x.ndim != 1 or x.dtype.kind not in "iub":
+        raise ValueError(f"bincount: expected a vector of integers, got shape {list(x.shape)} of {input.dtype}")
+    if x.size and int(x.min()) < 0:
+        raise ValueError(f"bincount: expected non-negative integers, got {int(x.min())}")
+    counted = namespace(x).bincount(x, None if weights is None else weights._array, minlength)
+    return input._make(counted if weights is None else counted.astype(dtype_of(weights)))

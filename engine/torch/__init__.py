@@ -1,0 +1,409 @@
+"""The fused operations on torch tensors, as torch.library operators (``torch.ops.tilegrad.*``) over backends.py.
+
+Each has a schema, a fake implementation and a derivative, so they work under torch.compile and with torch's own checks
+(``torch.library.opcheck``). The functions at the end are called by nn/functional.py, under the names of fused.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import backends
+from ..activations import ACTIVATIONS
+from ..backends import LossOptions
+
+__all__ = ["cross_entropy", "linear", "linear_cross_entropy", "nll_loss", "softmax"]
+
+
+def _or_empty(x: Tensor | None, like: Tensor) -> Tensor:
+    """An operator returns tensors only: an empty one stands for None."""
+    return like.new_empty(0) if x is None else x
+
+
+def _or_none(x: Tensor | None) -> Tensor | None:
+    return None if x is None or x.numel() == 0 and x.ndim == 1 else x
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _once(name: str, grads: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    """Gradients that have no derivative: under ``create_graph`` they become an error when differentiated."""
+    if not torch.is_grad_enabled():
+        return grads
+    made = iter(
+        torch._C._functions.DelayedError(f"tilegrad.{name} cannot be differentiated twice", sum(g is not None for g in grads))(
+            *(g.detach().requires_grad_() for g in grads if g is not None)
+        )
+    )
+    return tuple(None if g is None else next(made) for g in grads)
+
+
+# --- linear -----------------------------------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("tilegrad::linear", mutates_args=())
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None, activation: str, save: bool) -> tuple[Tensor, Tensor]:
+    out, saved = backends.linear(input, weight, bias, activation or None, save)
+    return out, _or_empty(None if saved is out else saved, out)
+
+
+@_linear.register_fake
+def _(input: Tensor, weight: Tensor, bias: Tensor | None, activation: str, save: bool) -> tuple[Tensor, Tensor]:
+    act = ACTIVATIONS.get(activation)
+    rows = weight.shape[0]
+    out = input.new_empty((*input.shape[:-1], rows // 2 if act is not None and act.gated else rows))
+    if save and act is not None and not act.by_sign:
+        return out, input.new_empty((*input.shape[:-1], rows))
+    return out, input.new_empty(0)
+
+
+@torch.library.custom_op("tilegrad::linear_backward", mutates_args=())
+def _linear_backward(
+    grad: Tensor, input: Tensor, weight: Tensor, saved: Tensor | None, activation: str, needs: list[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    made = backends.linear_backward(grad, input, weight, saved, activation or None, (needs[0], needs[1], needs[2]))
+    return _or_empty(made[0], grad), _or_empty(made[1], grad), _or_empty(made[2], grad)
+
+
+@_linear_backward.register_fake
+def _(
+    grad: Tensor, input: Tensor, weight: Tensor, saved: Tensor | None, activation: str, needs: list[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    shapes = input.shape, weight.shape, weight.shape[:1]
+    made = [grad.new_empty(s if n else 0) for s, n in zip(shapes, needs, strict=True)]
+    return made[0], made[1], made[2]
+
+
+def _linear_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    input, weight, bias, ctx.activation, _ = inputs
+    act = ACTIVATIONS.get(ctx.activation)
+    saved = None if act is None else output[0] if act.by_sign else output[1]
+    ctx.save_for_backward(input, weight, bias, saved)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _linear_grad(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
+    input, weight, bias, saved = ctx.saved_tensors
+    if torch.is_grad_enabled():  # second derivatives: the same in torch's own operations
+        return (*_linear_grad_recorded(ctx.activation, grad, input, weight, bias), None, None)
+    needs = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[2]]
+    made = _linear_backward(grad, input, weight, saved, ctx.activation, needs)
+    return (*(m if n else None for m, n in zip(made, needs, strict=True)), None, None)
+
+
+def _linear_grad_recorded(
+    activation: str, grad: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    dz = grad
+    if activation:
+        act = ACTIVATIONS[activation]
+        z = torch.nn.functional.linear(input, weight, bias)
+        if act.gated:
+            gate, up = z.chunk(2, -1)
+            dz = torch.cat([grad * up * act.grad(_Namespace, gate), grad * act.of(_Namespace, gate)], -1)
+        else:
+            dz = grad * act.grad(_Namespace, z)
+    rows = dz.reshape(-1, weight.shape[0])
+    return dz @ weight, rows.mT @ input.reshape(-1, weight.shape[1]), None if bias is None else rows.sum(0)
+
+
+class _Namespace:
+    """torch under the names that activations.py uses."""
+
+    abs, exp, expm1, log1p, tanh, where = torch.abs, torch.exp, torch.expm1, torch.log1p, torch.tanh, torch.where
+    ones_like, erfc = torch.ones_like, torch.special.erfc
+    maximum = staticmethod(lambda x, bound: torch.clamp(x, min=bound))
+    minimum = staticmethod(lambda x, bound: torch.clamp(x, max=bound))
+
+
+_linear.register_autograd(_linear_grad, setup_context=_linear_setup)
+
+
+# --- softmax ----------------------------------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("tilegrad::softmax", mutates_args=())
+def _softmax(input: Tensor, dim: int, log: bool, dtype: torch.dtype | None) -> Tensor:
+    return backends.softmax(input, dim, log, dtype)
+
+
+@_softmax.register_fake
+def _(input: Tensor, dim: int, log: bool, dtype: torch.dtype | None) -> Tensor:
+    return input.new_empty(input.shape, dtype=dtype or input.dtype)
+
+
+@torch.library.custom_op("tilegrad::softmax_backward", mutates_args=())
+def _softmax_backward(grad: Tensor, output: Tensor, dim: int, log: bool, dtype: torch.dtype) -> Tensor:
+    return backends.softmax_backward(grad, output, dim, log, dtype)
+
+
+@_softmax_backward.register_fake
+def _(grad: Tensor, output: Tensor, dim: int, log: bool, dtype: torch.dtype) -> Tensor:
+    return output.new_empty(output.shape, dtype=dtype)
+
+
+def _softmax_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.was, ctx.dim, ctx.log = inputs[0].dtype, inputs[1], inputs[2]
+    ctx.save_for_backward(output)
+
+
+def _softmax_grad(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    (y,) = ctx.saved_tensors
+    if not torch.is_grad_enabled():
+        return _softmax_backward(grad, y, ctx.dim, ctx.log, ctx.was), None, None, None
+    if ctx.log:
+        return (grad - y.exp() * grad.sum(ctx.dim, keepdim=True)).to(ctx.was), None, None, None
+    return (y * (grad - (grad * y).sum(ctx.dim, keepdim=True))).to(ctx.was), None, None, None
+
+
+_softmax.register_autograd(_softmax_grad, setup_context=_softmax_setup)
+
+
+# --- the losses -------------------------------------------------------------------------------------------------------
+# Schemas have no tuples: the options travel one by one, in the order of LossOptions.
+
+
+def _rows(logits: Tensor) -> tuple[int, ...]:
+    return (*logits.shape[:1], *logits.shape[2:]) if logits.ndim > 1 else ()
+
+
+@torch.library.custom_op("tilegrad::nll_loss", mutates_args=())
+def _nll_loss(input: Tensor, target: Tensor, weight: Tensor | None, reduction: str, ignore_index: int) -> Tensor:
+    return backends.nll_loss(input, target, weight, LossOptions(reduction, ignore_index))
+
+
+@_nll_loss.register_fake
+def _(input: Tensor, target: Tensor, weight: Tensor | None, reduction: str, ignore_index: int) -> Tensor:
+    return input.new_empty(_rows(input) if reduction == "none" else ())
+
+
+@torch.library.custom_op("tilegrad::nll_loss_backward", mutates_args=())
+def _nll_loss_backward(
+    grad: Tensor, input: Tensor, target: Tensor, weight: Tensor | None, reduction: str, ignore_index: int
+) -> Tensor:
+    return backends.nll_loss_backward(grad, input, target, weight, LossOptions(reduction, ignore_index))
+
+
+@_nll_loss_backward.register_fake
+def _(
+    grad: Tensor, input: Tensor, target: Tensor, weight: Tensor | None, reduction: str, ignore_index: int
+) -> Tensor:
+    return torch.empty_like(input, memory_format=torch.contiguous_format)
+
+
+def _nll_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:3])
+    ctx.o = inputs[3:]
+
+
+def _nll_grad(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    input, target, weight = ctx.saved_tensors
+    if torch.is_grad_enabled():  # linear in the input: a constant times the upstream gradient
+        slope = _nll_loss_backward(torch.ones_like(grad), input.detach(), target, weight, *ctx.o)
+        per_row = ctx.o[0] == "none"
+        return (grad.unsqueeze(1 if input.ndim > 1 else 0) if per_row else grad) * slope, None, None, None, None
+    return _nll_loss_backward(grad, input, target, weight, *ctx.o), None, None, None, None
+
+
+_nll_loss.register_autograd(_nll_grad, setup_context=_nll_setup)
+
+
+@torch.library.custom_op("tilegrad::cross_entropy", mutates_args=())
+def _cross_entropy(
+    input: Tensor, target: Tensor, weight: Tensor | None, reduction: str, ignore_index: int, label_smoothing: float,
+    z_loss: float, softcap: float, want_grad: bool, want_stats: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    o = LossOptions(reduction, ignore_index, label_smoothing, z_loss, softcap)
+    made = backends.cross_entropy(input, target, weight, o, want_grad, want_stats)
+    argmax = target.new_empty(0, dtype=torch.int64) if made.argmax is None else made.argmax
+    return made.loss, made.lse, argmax, _or_empty(made.grads[0], input)
+
+
+@_cross_entropy.register_fake
+def _(
+    input: Tensor, target: Tensor, weight: Tensor | None, reduction: str, ignore_index: int, label_smoothing: float,
+    z_loss: float, softcap: float, want_grad: bool, want_stats: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    rows = _rows(input)
+    return (
+        input.new_empty(rows if reduction == "none" else ()),
+        input.new_empty((2, *rows), dtype=_wide(input)),
+        target.new_empty(rows if want_stats else 0, dtype=torch.int64),
+        input.new_empty(input.shape if want_grad else 0),
+    )
+
+
+@torch.library.custom_op("tilegrad::cross_entropy_backward", mutates_args=())
+def _cross_entropy_backward(
+    grad: Tensor, input: Tensor, target: Tensor, weight: Tensor | None, lse: Tensor, reduction: str, ignore_index: int,
+    label_smoothing: float, z_loss: float, softcap: float, needs: list[bool],
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    o = LossOptions(reduction, ignore_index, label_smoothing, z_loss, softcap)
+    made = backends.cross_entropy_backward(grad, input, target, weight, lse, o, (needs[0], needs[1]))
+    return _or_empty(made[0], grad), _or_empty(made[1], grad)
+
+
+@_cross_entropy_backward.register_fake
+def _(
+    grad: Tensor, input: Tensor, target: Tensor, weight: Tensor | None, lse: Tensor, reduction: str, ignore_index: int,
+    label_smoothing: float, z_loss: float, softcap: float, needs: list[bool],
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    return input.new_empty(input.shape if needs[0] else 0), input.new_empty(target.shape if needs[1] else 0)
+
+
+def _cross_entropy_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    input, target, weight, *options, want_grad, _ = inputs
+    _, lse, argmax, made = output
+    ctx.o, ctx.made = options, want_grad
+    again = ctx.needs_input_grad[1] or not want_grad
+    ctx.save_for_backward(made, *((input, target, weight, lse) if again else ()))
+    ctx.mark_non_differentiable(lse, argmax, made)
+
+
+def _scaled(grad: Tensor, upstream: Tensor) -> Tensor:
+    """A gradient made in the forward pass, for the upstream gradient that came."""
+    if not torch.compiler.is_compiling() and backends.is_implicit_one(upstream):
+        return grad
+    return grad * upstream
+
+
+def _cross_entropy_grad(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
+    made, *again = ctx.saved_tensors
+    of_input = of_target = None
+    with torch.no_grad():
+        if ctx.made:
+            of_input = _scaled(made, grad)
+        if again:
+            input, target, weight, lse = again
+            needs = [ctx.needs_input_grad[0] and not ctx.made, ctx.needs_input_grad[1]]
+            by_input, by_target = _cross_entropy_backward(grad, input, target, weight, lse, *ctx.o, needs)
+            of_input = by_input if needs[0] else of_input
+            of_target = by_target if needs[1] else None
+    return (*_once("cross_entropy", (of_input, of_target)), *[None] * 8)
+
+
+_cross_entropy.register_autograd(_cross_entropy_grad, setup_context=_cross_entropy_setup)
+
+
+@torch.library.custom_op("tilegrad::linear_cross_entropy", mutates_args=())
+def _linear_cross_entropy(
+    input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, target: Tensor, weight: Tensor | None,
+    reduction: str, ignore_index: int, label_smoothing: float, z_loss: float, softcap: float, needs: list[bool],
+    want_stats: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    o = LossOptions(reduction, ignore_index, label_smoothing, z_loss, softcap)
+    wanted = (needs[0], needs[1], needs[2], needs[3])
+    made = backends.linear_cross_entropy(input, linear_weight, linear_bias, target, weight, o, wanted, want_stats)
+    argmax = target.new_empty(0, dtype=torch.int64) if made.argmax is None else made.argmax
+    a, b, c, d = (_or_empty(g, input) for g in made.grads)
+    return made.loss, _or_empty(made.lse, input.new_empty(0, dtype=_wide(input))), argmax, a, b, c, d
+
+
+@_linear_cross_entropy.register_fake
+def _(
+    input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, target: Tensor, weight: Tensor | None,
+    reduction: str, ignore_index: int, label_smoothing: float, z_loss: float, softcap: float, needs: list[bool],
+    want_stats: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    rows = (input.shape[0], linear_weight.shape[1])
+    a, b, c, d = _gradient_shapes(input, linear_weight, target, needs)
+    return (
+        input.new_empty(rows if reduction == "none" else ()),
+        input.new_empty((2, *rows) if want_stats else 0, dtype=_wide(input)),
+        target.new_empty(rows if want_stats else 0, dtype=torch.int64),
+        a, b, c, d,
+    )  # fmt: skip
+
+
+def _gradient_shapes(input: Tensor, linear_weight: Tensor, target: Tensor, needs: list[bool]) -> list[Tensor]:
+    shapes = input.shape, linear_weight.shape, linear_weight.shape[:2], target.shape
+    return [input.new_empty(s if n else 0) for s, n in zip(shapes, needs, strict=True)]
+
+
+@torch.library.custom_op("tilegrad::linear_cross_entropy_backward", mutates_args=())
+def _linear_cross_entropy_backward(
+    grad: Tensor, input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, target: Tensor,
+    weight: Tensor | None, reduction: str, ignore_index: int, label_smoothing: float, z_loss: float, softcap: float,
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    o = LossOptions(reduction, ignore_index, label_smoothing, z_loss, softcap)
+    wanted = (needs[0], needs[1], needs[2], needs[3])
+    made = backends.linear_cross_entropy_backward(grad, input, linear_weight, linear_bias, target, weight, o, wanted)
+    a, b, c, d = (_or_empty(g, input) for g in made)
+    return a, b, c, d
+
+
+@_linear_cross_entropy_backward.register_fake
+def _(
+    grad: Tensor, input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, target: Tensor,
+    weight: Tensor | None, reduction: str, ignore_index: int, label_smoothing: float, z_loss: float, softcap: float,
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    a, b, c, d = _gradient_shapes(input, linear_weight, target, needs)
+    return a, b, c, d
+
+
+def _linear_cross_entropy_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *arrays, r, i, s, z, c, needs, _ = inputs
+    ctx.o, ctx.needs = (r, i, s, z, c), needs
+    ctx.save_for_backward(*(arrays if r == "none" else output[3:]))
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _linear_cross_entropy_grad(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
+    needs = [bool(ctx.needs_input_grad[i]) for i in range(4)]
+    with torch.no_grad():
+        if ctx.o[0] == "none":
+            made = _linear_cross_entropy_backward(grad, *ctx.saved_tensors, *ctx.o, needs)
+        else:
+            made = tuple(_scaled(g, grad) if n else g for g, n in zip(ctx.saved_tensors, ctx.needs, strict=True))
+    grads = tuple(m if n else None for m, n in zip(made, needs, strict=True))
+    return (*_once("linear_cross_entropy", grads), *[None] * 8)
+
+
+_linear_cross_entropy.register_autograd(_linear_cross_entropy_grad, setup_context=_linear_cross_entropy_setup)
+
+
+# --- as nn/functional.py calls them -----------------------------------------------------------------------------------
+
+
+def _recorded(*tensors: Tensor | None) -> list[bool]:
+    enabled = torch.is_grad_enabled()
+    return [enabled and t is not None and t.requires_grad for t in tensors]
+
+
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> Tensor:
+    """(…, K), (M, K), (M) → (…, M)."""
+    return _linear(input, weight, bias, activation or "", any(_recorded(input, weight, bias)))[0]
+
+
+def softmax(input: Tensor, dim: int, log: bool, dtype: torch.dtype | None) -> Tensor:
+    """softmax or log-softmax along ``dim``, computed in and returned as ``dtype`` (None: the input's)."""
+    return _softmax(input, dim, log, dtype)
+
+
+def nll_loss(input: Tensor, target: Tensor, weight: Tensor | None, o: LossOptions) -> Tensor:
+    """(N, C, d…) log-probabilities and (N, d…) indices → the loss."""
+    return _nll_loss(input, target, weight, o.reduction, o.ignore_index)
+
+
+def cross_entropy(input: Tensor, target: Tensor, weight: Tensor | None, o: LossOptions, want_stats: bool) -> Any:
+    """(N, C, d…) logits → the loss, or (loss, lse, argmax)."""
+    at_once = o.reduction != "none" and _recorded(input)[0]
+    loss, lse, argmax, _ = _cross_entropy(input, target, weight, *o, at_once, want_stats)
+    return (loss, backends.logsumexp_of(lse), argmax) if want_stats else loss
+
+
+def linear_cross_entropy(
+    input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, target: Tensor, weight: Tensor | None,
+    o: LossOptions, want_stats: bool,
+) -> Any:  # fmt: skip
+    """(N, K) input and (C, D, K) weight → the loss, or (loss, lse, argmax)."""
+    needs = _recorded(input, linear_weight, linear_bias, target) if o.reduction != "none" else [False] * 4
+    made = _linear_cross_entropy(input, linear_weight, linear_bias, target, weight, *o, needs, want_stats)
+    return (made[0], backends.logsumexp_of(made[1]), made[2]) if want_stats else made[0]
