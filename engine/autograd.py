@@ -68,13 +68,14 @@ def _walk(
                 if g is not None and (id(node), i) in wanted:
                     found[wanted[id(node), i]] = g
         if node._retained:
-            for i, t in node._retained.items():
-                if grads[i] is not None:
+            for i, reference in node._retained.items():
+                t = reference()
+                if t is not None and grads[i] is not None:
                     _accumulate(t, grads[i], True, create_graph)
         results = node._run_backward(grads, create_graph)
         for edge, grad in zip(node.edges, results, strict=False):
             if edge is not None and grad is not None:
-                deliver(edge, _fitted(edge, grad, node), not _fresh(grad, grads, results, node))
+                deliver(edge, _fitted(edge, grad, node), not _is_fresh(grad, grads, results, node, keep_graph))
         if not keep_graph:
             node._free()
     return found
@@ -93,15 +94,18 @@ def _fitted(edge: Edge, grad: Any, node: Any) -> Any:
         )
     if isinstance(grad, Variable):
         return grad if grad._array.dtype == dt else grad.to(dt)  # type: ignore[attr-defined]
+    if isinstance(grad, np.generic):
+        return np.asarray(grad, dt)  # NumPy turns 0-d results into scalars
     return grad if grad.dtype == dt else grad.astype(dt)
 
 
-def _fresh(grad: Any, grads: Sequence[Any], results: Sequence[Any], node: Any) -> bool:
-    """Whether a gradient's memory belongs to nobody else, so that a leaf may keep it without a copy."""
+def _is_fresh(grad: Any, grads: Sequence[Any], results: Sequence[Any], node: Any, keep_graph: bool) -> bool:
+    """Whether a gradient's memory belongs to nobody else, so that a leaf may take it over without a copy."""
     if isinstance(grad, Variable) or grad.base is not None or any(grad is g for g in grads):
         return False
-    saved = (s.array if isinstance(s, _Saved) else s for s in node._saved)
-    return sum(grad is r for r in results) == 1 and not any(grad is s for s in saved)
+    if sum(grad is r for r in results) > 1 or any(grad is s.array for s in node._saved if isinstance(s, _Saved)):
+        return False
+    return not (keep_graph and any(grad is k for k in getattr(node, "_kept", ())))
 
 
 def _accumulate(leaf: Any, grad: Any, shared: bool, create_graph: bool) -> None:

@@ -272,8 +272,6 @@ class Unary(ArrayFunction):
     @staticmethod
     def forward(ctx: Any, x: Array, *parameters: float) -> Array:
         y = type(ctx).of(namespace(x), widened(x), *parameters)
-        if type(ctx).uses_output:
-            y = y.astype(x.dtype, copy=False)
         ctx.save(y if type(ctx).uses_output else x)
         ctx.parameters = parameters
         return y

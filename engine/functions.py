@@ -107,12 +107,12 @@ def full_like(input: Any, fill_value: Any, *, dtype: Any = None, device: Any = N
 
 def add(input: Any, other: Any, *, alpha: float = 1) -> Any:
     """``input + alpha·other``, with broadcasting and torch's type promotion."""
-    return Add.apply(*_matched("add", input, other if alpha == 1 else mul(other, alpha)))
+    return Add.apply(*_matched("add", input, other if alpha == 1 else other * alpha))
 
 
 def sub(input: Any, other: Any, *, alpha: float = 1) -> Any:
     """``input − alpha·other``."""
-    a, b = _matched("sub", input, other if alpha == 1 else mul(other, alpha))
+    a, b = _matched("sub", input, other if alpha == 1 else other * alpha)
     if bool in (type(a), type(b)) or any(isinstance(t, Variable) and t._array.dtype == bool for t in (a, b)):
         raise TypeError("sub: expected numbers, got a bool tensor; use logical_xor (^) or logical_not (~)")
     return Sub.apply(a, b)

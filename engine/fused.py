@@ -14,23 +14,24 @@ from .storage import Array, namespace, numpy_dtype
 class Linear(ArrayFunction):
     @staticmethod
     def forward(ctx: Any, x: Array, weight: Array, bias: Array | None, activation: str | None) -> Array:
-        out, saved = backends.linear(x, weight, bias, activation, save=bool(ctx.needs_input_grad))
+        out, pre = backends.linear(x, weight, bias, activation, save=bool(ctx.needs_input_grad))
         ctx.activation = activation
-        ctx.save(x, weight, bias, saved)
+        ctx.save(x, weight, bias, out if pre is out else None)
+        ctx.keep(pre if pre is not out else None)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Any) -> Any:
         if isinstance(grad, Variable):
             return _linear_backward_recorded(ctx, grad)
-        x, weight, _, saved = ctx.saved
+        x, weight, _, out = ctx.saved
+        saved = out if out is not None else ctx.kept[0]
         return (*backends.linear_backward(grad, x, weight, saved, ctx.activation, ctx.needs_input_grad[:3]), None)
 
 
 def _linear_backward_recorded(ctx: Any, grad: Any) -> Any:
     """The same in recorded operations, for second derivatives: the pre-activation is made again from the inputs."""
-    ctx._saved = ctx._saved[:3]
-    x, weight, bias = ctx.saved
+    x, weight, bias, _ = ctx.saved
     dz = grad
     if ctx.activation is not None:
         act = ACTIVATIONS[ctx.activation]
@@ -112,20 +113,22 @@ class CrossEntropy(ArrayFunction):
         need_logits, need_target, *_ = ctx.needs_input_grad or (False, False)
         at_once = need_logits and o.reduction != "none"
         made = backends.cross_entropy(logits, target, weight, o, at_once, want_stats)
-        ctx.o, ctx.lse = o, made.lse
+        ctx.o = o
         # Class probabilities that need a gradient, and per-row losses, go over the logits again.
         again = need_target or (need_logits and not at_once)
-        ctx.save(made.grads[0], *((logits, target, weight) if again else (None, None, None)))
+        ctx.save(*((logits, target, weight) if again else (None, None, None)))
+        ctx.keep(made.grads[0], made.lse if again else None)
         return _with_stats(made, want_stats)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Array, *of_stats: Any) -> Any:
-        made, logits, target, weight = ctx.saved
+        logits, target, weight = ctx.saved
+        made, lse = ctx.kept
         of_logits, of_target = _scaled(made, grad), None
         if logits is not None:
             needs = ctx.needs_input_grad[0] and made is None, ctx.needs_input_grad[1]
-            again, of_target = backends.cross_entropy_backward(grad, logits, target, weight, ctx.lse, ctx.o, needs)
+            again, of_target = backends.cross_entropy_backward(grad, logits, target, weight, lse, ctx.o, needs)
             of_logits = again if made is None else of_logits
         return of_logits, of_target, None, None, None
 
@@ -145,7 +148,7 @@ class LinearCrossEntropy(ArrayFunction):
         )
         ctx.o = o
         if at_once:
-            ctx.save(*made.grads)
+            ctx.keep(*made.grads)
         else:
             ctx.save(x, linear_weight, linear_bias, target, weight)
         return _with_stats(made, want_stats)
@@ -154,7 +157,7 @@ class LinearCrossEntropy(ArrayFunction):
     @once_differentiable
     def backward(ctx: Any, grad: Array, *of_stats: Any) -> Any:
         if ctx.o.reduction != "none":
-            return (*(_scaled(g, grad) for g in ctx.saved), None, None, None)
+            return (*(_scaled(g, grad) for g in ctx.kept), None, None, None)
         needs = ctx.needs_input_grad[:4]
         return (*backends.linear_cross_entropy_backward(grad, *ctx.saved, ctx.o, needs), None, None, None)
 

@@ -77,7 +77,7 @@ class Function:
     _like: Any
     _saved: tuple[Any, ...] = ()
     _outputs: tuple[tuple[tuple[int, ...], np.dtype], ...] = ()  # shape and dtype of each
-    _retained: dict[int, Variable] | None = None
+    _retained: dict[int, Any] | None = None  # weak references to the tensors that retain_grad() was called on
     _undifferentiable: tuple[int, ...] = ()
     _dirty: tuple[int, ...] = ()
     _materialize = True
@@ -194,15 +194,13 @@ class Function:
 
 
 class _Saved:
-    """A tensor kept for backward: its array, where its gradient goes, and the write counter that it must still have."""
+    """An input or output kept for backward: its array, and the write counter that it must still have then."""
 
-    __slots__ = ("array", "edge", "history", "like", "output", "version")
+    __slots__ = ("array", "edge", "history", "output", "version")
 
-    def __init__(self, like: Variable, edge: Edge | None, output: int | None = None):
-        self.array, self.history, self.version = like._array, like._history, like._history[0]
-        self.edge, self.output = edge, output
-        # An intermediate made inside forward cannot be differentiated; inputs and outputs can.
-        self.like = None if edge is None or not isinstance(edge[0], Variable) else edge[0]
+    def __init__(self, t: Variable, edge: Edge | None, output: int | None = None):
+        self.array, self.history, self.version = t._array, t._history, t._history[0]
+        self.edge, self.output = edge, output  # an input has an edge, an output its number: the node would be a cycle
 
     @classmethod
     def of(cls, t: Variable, args: Sequence[Any], outputs: Sequence[Any], edges: Sequence[Edge | None]) -> _Saved:
@@ -211,7 +209,7 @@ class _Saved:
                 return cls(t, edge)
         for i, o in enumerate(outputs):
             if o is t:
-                return cls(t, None, i)  # holding the node itself here would be a cycle
+                return cls(t, None, i)
         return cls(t, None)
 
     def check(self, node: Function) -> None:
@@ -222,12 +220,13 @@ class _Saved:
             )
 
     def unpack(self, node: Function) -> Any:
+        """The tensor again, in its place in the graph."""
         self.check(node)
-        if self.like is not None:
-            return self.like
+        if self.edge is not None and isinstance(self.edge[0], Variable):
+            return self.edge[0]
         t = node._like._make(self.array)
         t._history = self.history
-        edge = (node, self.output) if self.output is not None else self.edge
+        edge = self.edge if self.output is None else (node, self.output)
         if edge is not None:
             t.grad_fn, t._output, t.requires_grad, t._seen = *edge, True, self.history[1]
         return t
@@ -239,28 +238,35 @@ class ArrayFunction(Function):
     ``forward(ctx, *args)`` gets the arrays of tensor arguments and returns an array (or a tuple of them);
     ``backward(ctx, grad)`` gets arrays, or tensors when the derivative is itself to be differentiated, and is written over
     ``namespace(grad)`` so that one text serves both. Applied to arrays only, it just runs ``forward``.
-
-    ``ctx.save(...)`` keeps inputs and outputs for ``ctx.saved``. A floating value that is neither (an intermediate) may be
-    kept as well, but then the Function cannot be differentiated twice, which is an error when tried.
     """
 
-    keeps_half = True  # 16-bit inputs: a float32 result is rounded to their dtype, once, at the end
+    keeps_half = True  # a float32 result of 16-bit inputs is rounded to their dtype, once, at the end
+    differentiable = 1  # so many of the outputs, the first ones; the others have no gradient
+    _kept: tuple[Any, ...] = ()
 
     def save(self, *arrays: Any) -> None:
-        """Keep arrays for ``backward``: inputs and outputs of this call."""
+        """Keep inputs and outputs of this call for ``saved``; nobody may write to them before ``backward``."""
         self._saved = arrays
+
+    def keep(self, *arrays: Any) -> None:
+        """Keep arrays made inside ``forward`` for ``kept``. What is computed from them cannot be differentiated again."""
+        self._kept = arrays
 
     @property
     def saved(self) -> tuple[Any, ...]:
-        """What ``save`` kept: arrays, or tensors when the derivative is being recorded."""
-        if _mode.enabled and self.number >= 0:
-            return tuple(self._tensor(s) if isinstance(s, _Saved) else s for s in self._saved)
-        return tuple(s.array if isinstance(s, _Saved) else s for s in self._saved)
+        """What ``save`` was given: arrays, or tensors when the derivative is being recorded."""
+        if _mode.enabled:
+            return tuple([s.unpack(self) if isinstance(s, _Saved) else s for s in self._saved])
+        return tuple([s.array if isinstance(s, _Saved) else s for s in self._saved])
 
-    def _tensor(self, s: _Saved) -> Any:
-        if s.edge is None and s.output is None and s.version == -1 and is_floating(s.array.dtype):
-            raise RuntimeError(f"{self.name()} cannot be differentiated twice")
-        return s.unpack(self)
+    @property
+    def kept(self) -> tuple[Any, ...]:
+        """What ``keep`` was given."""
+        return self._kept
+
+    def _free(self) -> None:
+        super()._free()
+        self._kept = ()
 
     @classmethod
     def name(cls) -> str:
@@ -286,34 +292,27 @@ class ArrayFunction(Function):
         needs = needs and _mode.enabled
         if needs:
             ctx.needs_input_grad = tuple([isinstance(a, Variable) and a.requires_grad for a in args])
-        first = like._array
-        if type(first) is np.ndarray:
+        if type(like._array) is np.ndarray:
             with np.errstate(all="ignore"):  # log(0) and 0/0 are values here, as in torch, not warnings
                 result = cls.forward(ctx, *arrays)
         else:
-            with on_device_of(first):
+            with on_device_of(like._array):
                 result = cls.forward(ctx, *arrays)
-        if isinstance(result, tuple):
-            made: Any = tuple([ctx._wrap(r, args, like) for r in result])
-            outputs = made
-        else:
-            made = ctx._wrap(result, args, like)
-            outputs = (made,)
+        results = result if isinstance(result, tuple) else (result,)
+        outputs = [ctx._wrap(r, args, like) for r in results]
         if needs:
             ctx._like = like
             ctx._record(tuple([a._edge() if isinstance(a, Variable) else None for a in args]))
-            for i, o in enumerate(outputs):
+            for i, o in enumerate(outputs[: cls.differentiable]):
                 ctx._attach(o, i)
             ctx._outputs = tuple([(o._array.shape, o._array.dtype) for o in outputs])
             if ctx._saved:
-                ctx._saved = tuple([ctx._guard(s, args, outputs) for s in ctx._saved])
-        else:
-            ctx._saved = ()
-        return made
+                ctx._saved = tuple([ctx._guard(s, args, results, outputs) for s in ctx._saved])
+        return tuple(outputs) if isinstance(result, tuple) else outputs[0]
 
     def _wrap(self, result: Any, args: tuple[Any, ...], like: Any) -> Any:
         """The result as a tensor; one that shares an input's memory becomes a view of it, with its write counter."""
-        if not hasattr(result, "dtype") or type(result).__module__ == "numpy" and not isinstance(result, np.ndarray):
+        if isinstance(result, np.generic):
             result = np.asarray(result)  # NumPy turns 0-d results into scalars
         if self.keeps_half and result.dtype == np.float32:
             halves = {a._array.dtype for a in args if isinstance(a, Variable) and a._array.itemsize == 2}
@@ -330,38 +329,31 @@ class ArrayFunction(Function):
                     break
         return out
 
-    def _guard(self, s: Any, args: tuple[Any, ...], outputs: tuple[Any, ...]) -> Any:
-        if not hasattr(s, "dtype"):
+    def _guard(self, s: Any, args: tuple[Any, ...], results: tuple[Any, ...], outputs: list[Any]) -> Any:
+        if s is None or not hasattr(s, "dtype"):
             return s
         for a, edge in zip(args, self.edges, strict=True):
             if isinstance(a, Variable) and a._array is s:
                 return _Saved(a, edge)
-        for i, o in enumerate(outputs):
-            if o._array is s:
-                return _Saved(o, None, i)
-        kept = _Saved(outputs[0]._make(s), None)
-        kept.version = kept.history[0] = -1  # nobody else can write to it
-        return kept
+        for i, r in enumerate(results):
+            if r is s:  # kept as the output is: of NumPy's 0-d scalars an array, rounded to 16 bits where that is asked
+                return _Saved(outputs[i], None, i)
+        raise TypeError(f"{self.name()}: save() takes inputs and outputs; keep() is for what forward made beside them")
 
     def _run_backward(self, grads: list[Any], create_graph: bool) -> Sequence[Any]:
         self._check_alive()
         for s in self._saved:
             if isinstance(s, _Saved):
                 s.check(self)
-        handed = [g if g is not None else self._zeros(i, create_graph) for i, g in enumerate(grads)]
-        if create_graph:
-            with enable_grad():
-                result = type(self).backward(self, *handed)
-        else:
-            with no_grad(), on_device_of(self._like._array):
-                result = type(self).backward(self, *handed)
+        handed = [
+            self._zeros(i, create_graph) if g is None and i < type(self).differentiable else g for i, g in enumerate(grads)
+        ]
+        with set_grad_enabled(create_graph), on_device_of(self._like._array):
+            result = type(self).backward(self, *handed)
         return result if isinstance(result, tuple) else (result,)
 
     def _zeros(self, i: int, as_tensor: bool) -> Any:
-        shape, dt = self._outputs[i]
-        if not is_floating(dt) and not as_tensor:
-            return None
-        zeros = namespace(self._like._array).zeros(shape, dt)
+        zeros = namespace(self._like._array).zeros(*self._outputs[i])
         return self._like._make(zeros) if as_tensor else zeros
 
 

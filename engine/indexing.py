@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .elementwise import cast, dtype_of, sum_to
-from .functions import maximum, minimum, where
+from .elementwise import Broadcast, cast, dtype_of, sum_to
+from .functions import full_like, maximum, minimum, where
 from .graph import ArrayFunction, Variable
 from .reductions import amax, amin, argmax, argmin, axis_of
 from .storage import Array, address, byte_bounds, is_cupy, namespace, on_device_of, wide
@@ -168,8 +168,11 @@ def nonzero(input: Any) -> Any:
     return input._make(xp.stack(xp.nonzero(input._array), -1).astype(np.int64))
 
 
-def _as_key(input: Any, key: Any) -> Any:
-    """An index as the array library takes it: tensors and lists become arrays, and basic results stay views."""
+def keys_of(input: Any, key: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """An index as two: a basic one, which makes a view, and an advanced one of that view; () where there is none.
+
+    As in torch, ints, slices, None and ... come first, then lists, tensors and masks (NumPy counts an int as one of them).
+    """
     xp = namespace(input._array)
 
     def one(k: Any) -> Any:
@@ -177,8 +180,8 @@ def _as_key(input: Any, key: Any) -> Any:
             if k._array.dtype.kind not in "iub":
                 raise IndexError(f"tensors used as indices must be of an integer dtype or bool, got {k.dtype}")
             return int(k._array) if k._array.ndim == 0 and k._array.dtype.kind in "iu" else xp.asarray(k._array)
-        if isinstance(k, (list, range)):
-            return xp.asarray(k, None if len(k) else np.int64)
+        if isinstance(k, (bool, list, range, np.ndarray)):
+            return xp.asarray(k, np.int64 if isinstance(k, (list, range)) and not len(k) else None)
         if isinstance(k, np.integer):
             return int(k)
         if isinstance(k, slice):
@@ -187,24 +190,50 @@ def _as_key(input: Any, key: Any) -> Any:
             return slice(*(int(v) if v is not None else None for v in (k.start, k.stop, k.step)))
         return k
 
-    made = tuple(map(one, key)) if isinstance(key, tuple) else (one(key),)
-    if _is_basic(made) and not any(k is Ellipsis for k in made):
-        made = (*made, Ellipsis)  # an array even where all dimensions are indexed away
-    given = sum(1 for k in made if k is not None and k is not Ellipsis)
-    if given > input.ndim and not any(getattr(k, "dtype", None) == bool for k in made):
-        raise IndexError(f"too many indices: got {given} for a tensor of {input.ndim} dimensions")
-    return made
+    parts = [one(k) for k in (key if isinstance(key, tuple) else (key,))]
+    taken = [k.ndim if getattr(k, "dtype", None) == bool else k is not None and k is not Ellipsis for k in parts]
+    if sum(taken) > input.ndim:
+        raise IndexError(f"too many indices: got {sum(taken)} for a tensor of {input.ndim} dimensions")
+    if not any(hasattr(k, "dtype") for k in parts):
+        return (tuple(parts) if Ellipsis in parts else (*parts, Ellipsis)), ()  # with ..., never a scalar of NumPy
+    basic: list[Any] = []
+    advanced: list[Any] = []
+    for k, count in zip(parts, taken, strict=True):
+        if k is Ellipsis:
+            count = input.ndim - sum(taken)
+            advanced += [slice(None)] * count
+        elif hasattr(k, "dtype"):
+            advanced.append(k)
+        else:
+            basic.append(k)
+            advanced += [] if isinstance(k, int) else [slice(None)]
+            continue
+        basic += [slice(None)] * count
+    return (() if all(k == slice(None) for k in basic) else tuple(basic)), tuple(advanced)
 
 
 def getitem(input: Any, key: Any) -> Any:
     """``input[key]``: a view for ints, slices, None and ..., a copy for lists, integer tensors and masks."""
-    return Index.apply(input, _as_key(input, key))
+    basic, advanced = keys_of(input, key)
+    if basic:
+        input = Index.apply(input, basic)
+    return Index.apply(input, advanced) if advanced else input
 
 
 def index_select(input: Any, dim: int, index: Any) -> Any:
-    """The slices of ``input`` along ``dim`` that ``index`` (1-d) names."""
+    """The slices of ``input`` along ``dim`` that ``index`` (1-d) names; IndexError if one is not there."""
     axis = axis_of("index_select", input.ndim, dim)
+    _check_positions("index_select", index)
     return getitem(input, (*[slice(None)] * axis, index))
+
+
+def _check_positions(name: str, index: Any, ndim: int = 1) -> None:
+    if index._array.dtype.kind not in "iu":
+        raise TypeError(f"{name}: expected an index of an integer dtype, got {index.dtype}")
+    if index.ndim != ndim:
+        raise ValueError(f"{name}: expected an index of {ndim} dimensions, got shape {list(index.shape)}")
+    if isinstance(index._array, np.ndarray) and index._array.size and index._array.min() < 0:
+        raise IndexError(f"{name}: expected no negative indices, got {index._array.min()}")
 
 
 def gather(input: Any, dim: int, index: Any) -> Any:
@@ -213,18 +242,18 @@ def gather(input: Any, dim: int, index: Any) -> Any:
     Raises:
         IndexError: an index outside the size of ``dim``.
     """
-    if index._array.dtype.kind not in "iu":
-        raise TypeError(f"gather: expected an index of an integer dtype, got {index.dtype}")
-    if index.ndim != input.ndim:
-        raise ValueError(f"gather: expected an index of {input.ndim} dimensions, got shape {list(index.shape)}")
+    _check_positions("gather", index, input.ndim)
     return Gather.apply(input, axis_of("gather", input.ndim, dim), index._array)
 
 
 def scatter(input: Any, dim: int, index: Any, src: Any) -> Any:
     """A copy of ``input`` with ``src`` (a tensor or a number) written where ``index`` points along ``dim``."""
     axis = axis_of("scatter", input.ndim, dim)
+    _check_positions("scatter", index, input.ndim)
     if not isinstance(src, Variable):
-        src = index._make(namespace(input._array).full(index.shape, src, input._array.dtype))
+        src = full_like(index, src, dtype=input.dtype)
+    if src.ndim != index.ndim or any(n > m for n, m in zip(index.shape, src.shape, strict=True)):
+        raise ValueError(f"scatter: expected a src at least as large as index, {list(index.shape)}, got {list(src.shape)}")
     given = getitem(src, tuple(slice(n) for n in index.shape))
     return IndexPut.apply(input, cast(given, dtype_of(input)), _along(index._array, axis))
 
@@ -235,8 +264,9 @@ def masked_fill(input: Any, mask: Any, value: Any) -> Any:
 
 
 def masked_select(input: Any, mask: Any) -> Any:
-    """The elements where ``mask`` holds, in one dimension."""
-    return getitem(input, mask)
+    """The elements where ``mask`` holds, in one dimension; the two broadcast."""
+    shape = np.broadcast_shapes(input.shape, mask.shape)
+    return getitem(Broadcast.apply(input, shape), Broadcast.apply(mask, shape))
 
 
 class ValuesIndices(NamedTuple):

@@ -300,10 +300,10 @@ class Methods:
     def mean(self, dim: Dim = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
         return reductions.mean(self, dim, keepdim, dtype=dtype)
 
-    def var(self, dim: Dim = None, unbiased: bool = True, keepdim: bool = False, *, correction: int | None = None) -> Any:
+    def var(self, dim: Dim = None, unbiased: bool = True, keepdim: bool = False, *, correction: float | None = None) -> Any:
         return reductions.var(self, dim, unbiased, keepdim, correction=correction)
 
-    def std(self, dim: Dim = None, unbiased: bool = True, keepdim: bool = False, *, correction: int | None = None) -> Any:
+    def std(self, dim: Dim = None, unbiased: bool = True, keepdim: bool = False, *, correction: float | None = None) -> Any:
         return reductions.std(self, dim, unbiased, keepdim, correction=correction)
 
     def prod(self, dim: int | None = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
@@ -332,6 +332,12 @@ class Methods:
 
     def logsumexp(self, dim: Dim, keepdim: bool = False) -> Any:
         return reductions.logsumexp(self, dim, keepdim)
+
+    def softmax(self, dim: int, dtype: Any = None) -> Any:
+        return reductions.softmax(self, dim, dtype)
+
+    def log_softmax(self, dim: int, dtype: Any = None) -> Any:
+        return reductions.log_softmax(self, dim, dtype)
 
     def norm(self, p: float | str = 2, dim: Dim = None, keepdim: bool = False) -> Any:
         return reductions.norm(self, p, dim, keepdim)
@@ -404,6 +410,9 @@ class Methods:
     def expand(self, *sizes: Any) -> Any:
         return shaping.expand(self, *sizes)
 
+    def broadcast_to(self, shape: Sequence[int]) -> Any:
+        return shaping.broadcast_to(self, shape)
+
     def expand_as(self, other: Any) -> Any:
         return shaping.expand(self, *other.shape)
 
@@ -413,8 +422,8 @@ class Methods:
     def clone(self) -> Any:
         return shaping.clone(self)
 
-    def flip(self, *dims: int) -> Any:
-        return reductions.flip(self, dims)
+    def flip(self, *dims: Any) -> Any:
+        return reductions.flip(self, shaping.shape_of(*dims))
 
     def index_select(self, dim: int, index: Any) -> Any:
         return indexing.index_select(self, dim, index)

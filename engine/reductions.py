@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from .elementwise import Sum, _kept, cast, dtype_of, sum_to
-from .functions import _float, abs, pow, sqrt
-from .graph import ArrayFunction, Variable, once_differentiable
+from .elementwise import Broadcast, Sqrt, Sum, _kept, cast, dtype_of, sum_to, widened
+from .functions import _float, abs, exp, pow
+from .graph import ArrayFunction, Variable
 from .storage import Array, is_floating, namespace, numpy_dtype, on_device_of, wide, wide_dtype
 
 Dim = int | tuple[int, ...] | list[int] | None
@@ -43,25 +43,44 @@ def axis_of(name: str, ndim: int, dim: int) -> int:
     return (axes_of(name, ndim, int(dim)) or (0,))[0]
 
 
-class Prod(ArrayFunction):
+class Mean(ArrayFunction):
     @staticmethod
-    def forward(ctx: Any, x: Array, axis: int, keepdim: bool) -> Array:
-        ctx.save(x)
-        ctx.axis, ctx.keepdim = axis, keepdim
-        return x.prod(axis=axis, keepdims=keepdim, dtype=wide_dtype(x.dtype) if is_floating(x.dtype) else np.int64)
+    def forward(ctx: Any, x: Array, axes: tuple[int, ...], keepdim: bool) -> Array:
+        ctx.shape, ctx.axes = x.shape, axes
+        ctx.count = math.prod(x.shape[i] for i in axes)
+        return x.sum(axis=axes, keepdims=keepdim, dtype=wide_dtype(x.dtype)) / ctx.count  # of nothing: 0/0
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Any) -> Any:
-        (x,) = (s._array if isinstance(s, Variable) else s for s in ctx.saved)
-        xp = namespace(x)
-        # The product of all others = the product before × the product after: right with zeros too.
-        x = xp.moveaxis(wide(x), ctx.axis, -1)
-        one = xp.ones((*x.shape[:-1], 1), x.dtype)
-        before = xp.cumprod(xp.concatenate([one, x[..., :-1]], -1), -1)
-        after = xp.cumprod(xp.concatenate([one, x[..., :0:-1]], -1), -1)[..., ::-1]
-        grad = grad if ctx.keepdim else xp.expand_dims(grad, ctx.axis)
-        return grad * xp.moveaxis(before * after, -1, ctx.axis), None, None
+        share = grad / max(ctx.count, 1)
+        return Broadcast.apply(share.reshape(_kept(ctx.shape, ctx.axes)), ctx.shape), None, None
+
+    @staticmethod
+    def deviation(x: Any, axes: tuple[int, ...]) -> Any:
+        return x - Mean.apply(x, axes, True)
+
+
+class Var(ArrayFunction):
+    """Squared deviations from the mean, summed and divided by ``degrees`` of freedom."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Array, axes: tuple[int, ...], keepdim: bool, degrees: float) -> Array:
+        ctx.save(x)
+        ctx.axes, ctx.degrees = axes, degrees
+        deviation = Mean.deviation(wide(x), axes)
+        return (deviation * deviation).sum(axis=axes, keepdims=keepdim) / degrees
+
+    @staticmethod
+    def backward(ctx: Any, grad: Any) -> Any:
+        (x,) = ctx.saved
+        grad = 2 * grad.reshape(_kept(x.shape, ctx.axes)) / ctx.degrees
+        return grad * Mean.deviation(widened(x), ctx.axes), None, None, None
+
+
+class Std(Sqrt):
+    """The root of a variance: where that is 0, so is the gradient."""
+
+    slope = staticmethod(lambda xp, y: xp.where(y == 0, xp.zeros_like(y), 0.5 / y))
 
 
 class CumSum(ArrayFunction):
@@ -94,15 +113,15 @@ class Extreme(ArrayFunction):
         y = x.max(axis=axes, keepdims=True) if largest else x.min(axis=axes, keepdims=True)
         y = y if keepdim else y.reshape(tuple(n for i, n in enumerate(x.shape) if i not in axes))
         ctx.save(x, y)
-        ctx.kept, ctx.axes = _kept(x.shape, axes), axes
+        ctx.keepdim_shape, ctx.axes = _kept(x.shape, axes), axes
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Any) -> Any:
         x, y = ctx.saved
-        y = y.reshape(ctx.kept)
+        y = y.reshape(ctx.keepdim_shape)
         hit = (x == y) | ((x != x) & (y != y))
-        share = grad.reshape(ctx.kept) / Sum.apply(hit, ctx.axes, True)
+        share = grad.reshape(ctx.keepdim_shape) / Sum.apply(hit, ctx.axes, True)
         return namespace(grad).where(hit, share, namespace(grad).zeros_like(share)), None, None, None
 
 
@@ -117,16 +136,16 @@ class LogSumExp(ArrayFunction):
         y = y if keepdim else y.reshape(tuple(n for i, n in enumerate(x.shape) if i not in axes))
         y = y.astype(x.dtype, copy=False)
         ctx.save(x, y)
-        ctx.kept = _kept(x.shape, axes)
+        ctx.keepdim_shape = _kept(x.shape, axes)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Any) -> Any:
         x, y = ctx.saved
         xp = namespace(grad)
-        y = y.reshape(ctx.kept)
+        y = y.reshape(ctx.keepdim_shape)
         y = xp.where(y == -math.inf, xp.zeros_like(y), y)
-        return grad.reshape(ctx.kept) * xp.exp(x - y), None, None
+        return grad.reshape(ctx.keepdim_shape) * xp.exp(x - y), None, None
 
 
 class Norm2(ArrayFunction):
@@ -138,15 +157,15 @@ class Norm2(ArrayFunction):
         y = namespace(x).sqrt((z * z).sum(axis=axes, keepdims=keepdim)).astype(x.dtype, copy=False)
         y = namespace(x).asarray(y)
         ctx.save(x, y)
-        ctx.kept = _kept(x.shape, axes)
+        ctx.keepdim_shape = _kept(x.shape, axes)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Any) -> Any:
         x, y = ctx.saved
         xp = namespace(grad)
-        y = y.reshape(ctx.kept)
-        return grad.reshape(ctx.kept) * (x / xp.where(y == 0, xp.ones_like(y), y)), None, None
+        y = y.reshape(ctx.keepdim_shape)
+        return grad.reshape(ctx.keepdim_shape) * (x / xp.where(y == 0, xp.ones_like(y), y)), None, None
 
 
 class MatMul(ArrayFunction):
@@ -192,37 +211,38 @@ def mean(input: Any, dim: Dim = None, keepdim: bool = False, *, dtype: Any = Non
         input = cast(input, numpy_dtype(dtype))
     if not is_floating(dtype_of(input)):
         raise TypeError(f"mean: expected a floating dtype, got {input.dtype}; pass dtype= or convert with .float()")
-    axes = axes_of("mean", input.ndim, dim)
-    count = math.prod(input.shape[i] for i in axes)
-    half = dtype_of(input)  # the sum of many float16 may overflow where their mean does not
-    total = Sum.apply(cast(input, wide_dtype(half)), axes, keepdim)
-    return cast(total / count if count else total * math.nan, half)
+    return Mean.apply(input, axes_of("mean", input.ndim, dim), keepdim)
 
 
-def var(input: Any, dim: Dim = None, unbiased: bool = True, keepdim: bool = False, *, correction: int | None = None) -> Any:
+def var(input: Any, dim: Dim = None, unbiased: bool = True, keepdim: bool = False, *, correction: float | None = None) -> Any:
     """The variance over ``dim``: squared deviations divided by n − correction (1 unless ``unbiased`` is False)."""
+    if isinstance(dim, bool):  # var(input, unbiased)
+        dim, unbiased = None, dim
     axes = axes_of("var", input.ndim, dim)
-    count = math.prod(input.shape[i] for i in axes)
-    degrees = count - (int(unbiased) if correction is None else correction)
-    deviation = input - mean(input, axes or None, True)
-    total = Sum.apply(deviation * deviation, axes, keepdim)
-    return total / degrees if degrees > 0 else total * (math.inf if degrees == 0 and count > 1 else math.nan)
+    degrees = math.prod(input.shape[i] for i in axes) - (int(unbiased) if correction is None else correction)
+    return Var.apply(_floating("var", input), axes, keepdim, max(degrees, 0))
 
 
-def std(input: Any, dim: Dim = None, unbiased: bool = True, keepdim: bool = False, *, correction: int | None = None) -> Any:
+def std(input: Any, dim: Dim = None, unbiased: bool = True, keepdim: bool = False, *, correction: float | None = None) -> Any:
     """The square root of ``var``."""
-    return sqrt(var(input, dim, unbiased, keepdim, correction=correction))
+    spread = Std.apply(var(widened(_floating("std", input)), dim, unbiased, keepdim, correction=correction))
+    return cast(spread, dtype_of(input))
 
 
 def prod(input: Any, dim: int | None = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
-    """The product over one ``dim``, or of all elements."""
-    if dtype is not None:
-        input = cast(input, numpy_dtype(dtype))
-    if dim is None:
-        input, dim = input.reshape(-1), 0
-    elif input.ndim == 0:
-        input = input.reshape(1)
-    return Prod.apply(input, axis_of("prod", input.ndim, dim), keepdim)
+    """The product over one ``dim``, or of all elements; integers and bools are multiplied as int64."""
+    kept = dtype_of(input) if is_floating(dtype_of(input)) else np.dtype(np.int64)
+    kept = kept if dtype is None else numpy_dtype(dtype)
+    axis = 0 if dim is None or input.ndim == 0 else axis_of("prod", input.ndim, dim)
+    x = input.reshape(-1) if dim is None or input.ndim == 0 else input.movedim(axis, -1)
+    x = cast(x, wide_dtype(kept))
+    product: Any = 1
+    # One half times the other: no derivative of its own, and right beside any number of zeros.
+    while n := x.shape[-1]:
+        product = x[..., n - 1] * product if n % 2 else product
+        x = x[..., : n // 2] * x[..., n // 2 : n // 2 * 2]
+    product = cast(sum(x, -1) + product, kept)  # x is empty, and gives an empty product its shape
+    return product.unsqueeze(axis) if keepdim and input.ndim else product
 
 
 def cumsum(input: Any, dim: int, *, dtype: Any = None) -> Any:
@@ -257,6 +277,19 @@ def logsumexp(input: Any, dim: Dim, keepdim: bool = False) -> Any:
     """log Σ exp over ``dim``, the maximum subtracted first; −inf where all are −inf."""
     input = _float(input)
     return LogSumExp.apply(input, axes_of("logsumexp", input.ndim, dim), keepdim)
+
+
+def log_softmax(input: Any, dim: int, dtype: Any = None) -> Any:
+    """log(softmax) along ``dim``: what nn.functional.log_softmax gives, in ordinary operations."""
+    x = _floating("log_softmax", input if dtype is None else cast(input, numpy_dtype(dtype)))
+    z = widened(x)
+    return cast(z - logsumexp(z, axis_of("log_softmax", z.ndim, dim), True), dtype_of(x))
+
+
+def softmax(input: Any, dim: int, dtype: Any = None) -> Any:
+    """exp(x) / Σ exp(x) along ``dim``: what nn.functional.softmax gives, in ordinary operations."""
+    x = _floating("softmax", input if dtype is None else cast(input, numpy_dtype(dtype)))
+    return cast(exp(log_softmax(widened(x), dim)), dtype_of(x))
 
 
 def norm(input: Any, p: float | str = 2, dim: Dim = None, keepdim: bool = False) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import numpy as np
@@ -171,7 +172,7 @@ class Tensor(Methods, Variable):
     def retain_grad(self) -> None:
         """Collect ``.grad`` although this is not a leaf."""
         if self.grad_fn is not None:
-            self.grad_fn._retained = {**(self.grad_fn._retained or {}), self._output: self}
+            self.grad_fn._retained = {**(self.grad_fn._retained or {}), self._output: weakref.ref(self)}
         elif not self.requires_grad:
             raise RuntimeError("retain_grad: the tensor does not require grad")
 
@@ -262,7 +263,11 @@ class Tensor(Methods, Variable):
         return self._update(_replaced, value)
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        place = indexing._as_key(self, key)
+        basic, advanced = indexing.keys_of(self, key)
+        if basic and advanced:
+            indexing.Index.apply(self, basic)[advanced] = value
+            return
+        place = basic or advanced
         xp = namespace(self._array)
         if not isinstance(value, Tensor):
             value = wrap(xp.asarray(value).astype(self._array.dtype))

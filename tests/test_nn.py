@@ -202,6 +202,7 @@ def walk(nn: Any, library: Any) -> list[Any]:
             self.register_buffer("none", None)
             self.register_parameter("absent", None)
             self.first = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), self.second)  # shared
+            self.tied = self.scale
             self.note = "a string"
 
         def extra_repr(self) -> str:
@@ -289,8 +290,11 @@ def test_moving_keeps_the_parameter_objects_and_takes_gradients_along() -> None:
             assert p.dtype == p.grad.dtype == dtype
         assert net.mean.dtype == dtype
         assert net.count.dtype == tg.int64
-    memory = net.float()[0].weight.data_ptr()
-    assert net.cpu().to(tg.float32).to("cpu", tg.float32).to(tg.ones(1))[0].weight.data_ptr() == memory
+    weight = net.float()[0].weight
+    memory, version, alias = weight.data_ptr(), weight._version, weight.detach()
+    assert net.cpu().to(tg.float32).to("cpu", tg.float32).to(tg.ones(1)) is net
+    alias.zero_()  # where nothing had to move, memory and write counter are still shared
+    assert (weight.data_ptr(), weight._version) == (memory, version + 1)
     assert net.to(dtype=tg.float64, device="cpu").mean.dtype == tg.float64
     net.float()(tg.ones(1, 2)).sum().backward()  # gradients go on accumulating
     net.zero_grad(set_to_none=False)

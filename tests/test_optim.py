@@ -145,17 +145,22 @@ def test_half_precision_is_updated_in_float32(name: str, half: str) -> None:
         for p, q in zip(low, full, strict=True):
             assert p.dtype == getattr(tg, half)
             assert np.array_equal(p.detach().float().numpy(), q.detach().to(p.dtype).float().numpy())
-    states = [t for entries in fits[0].state.values() for t in entries.values() if isinstance(t, tg.Tensor)]
-    assert states
-    assert all(t.dtype == tg.float32 for t in states)
+    for _ in range(2):  # as made, and as loaded
+        states = [
+            t for entries in fits[0].state.values() for t in entries.values() if isinstance(t, tg.Tensor)
+        ]
+        assert states
+        assert all(t.dtype == tg.float32 for t in states)
+        fits[0].load_state_dict(fits[0].state_dict())
 
 
 def test_step_leaves_gradients_alone_and_counts_as_a_write() -> None:
     p, q = nn.Parameter(tg.tensor([1.0, 2.0])), nn.Parameter(tg.tensor([3.0]))
     loss = (p * p).sum()
     loss.backward(retain_graph=True)
-    optim.SGD([p, q], lr=0.1, weight_decay=0.5, maximize=True, momentum=0.9, nesterov=True).step()
-    assert p.grad.tolist() == [2.0, 4.0]
+    for maximize in (False, True):
+        optim.SGD([p, q], 0.1, 0.9, weight_decay=0.5, nesterov=True, maximize=maximize).step()
+        assert p.grad.tolist() == [2.0, 4.0]
     assert q.tolist() == [3.0]  # no gradient, no update, and no weight decay either
     assert q not in optim.SGD([q]).state
     with pytest.raises(RuntimeError, match="modified by an in-place operation"):
@@ -255,6 +260,8 @@ def test_a_state_that_does_not_fit_changes_nothing() -> None:
     wrong = {**before, "state": {0: {"momentum_buffer": tg.zeros(3)}}}
     with pytest.raises(ValueError, match=r"'momentum_buffer' of shape \[2\], got \[3\]"):
         fit.load_state_dict(wrong)
+    with pytest.raises(ValueError, match="expected lr >= 0, got -1"):
+        fit.load_state_dict({**before, "param_groups": [{**before["param_groups"][0], "lr": -1}]})
     assert fit.param_groups[0]["lr"] == 0.1
     assert fit.state[p]["momentum_buffer"].tolist() == before["state"][0]["momentum_buffer"].tolist()
     with pytest.warns(UserWarning, match="twice"):
@@ -349,7 +356,8 @@ def test_two_schedules_compose_as_torchs() -> None:
 
 
 @pytest.mark.parametrize("options", [
-    {"patience": 2}, {"patience": 0, "factor": 0.5, "cooldown": 3}, {"mode": "max", "patience": 1},
+    {"patience": 2, "threshold": 0.2}, {"mode": "max", "patience": 1, "threshold": 0.1},
+    {"patience": 0, "factor": 0.5, "cooldown": 3}, {"mode": "max", "patience": 1},
     {"threshold_mode": "abs", "threshold": 0.1, "patience": 1}, {"patience": 0, "min_lr": [0.05, 0.01]},
     {"mode": "max", "threshold_mode": "abs", "threshold": 0.2, "patience": 3}, {"patience": 0, "eps": 0.06},
 ])  # fmt: skip

@@ -68,7 +68,7 @@ class Module:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         result = self.forward(*args, **kwargs)
-        for hook in list(self._forward_hooks.values()):
+        for hook in tuple(self._forward_hooks.values()):  # a hook may remove itself
             changed = hook(self, args, result)
             result = result if changed is None else changed
         return result

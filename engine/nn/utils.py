@@ -9,7 +9,7 @@ import numpy as np
 from ..autograd import no_grad
 from ..creation import zeros
 from ..shaping import cat
-from ..storage import namespace, wide
+from ..storage import namespace, on_device_of, wide
 from ..tensor import Tensor
 
 __all__ = ["clip_grad_norm_", "clip_grad_value_", "parameters_to_vector", "vector_to_parameters"]
@@ -38,8 +38,12 @@ def clip_grad_norm_(
     gradients = _gradients(parameters)
     if not gradients:
         return zeros(())
-    xp = namespace(gradients[0]._array)
-    with np.errstate(all="ignore"):  # a NaN or infinite norm is a value here, as in torch
+    first = gradients[0]._array
+    xp = namespace(first)
+    with (
+        np.errstate(all="ignore"),
+        on_device_of(first),
+    ):  # NaN and inf are values here, as in torch
         norms = [xp.linalg.norm(wide(g._array).ravel(), norm_type) for g in gradients if g.numel()]
         total = xp.linalg.norm(xp.stack(norms), norm_type) if norms else np.float32(0)
         if error_if_nonfinite and not bool(xp.isfinite(total)):
@@ -47,9 +51,8 @@ def clip_grad_norm_(
                 f"clip_grad_norm_: expected a finite norm of order {norm_type}, got {float(total)}; "
                 "error_if_nonfinite=False scales them by it all the same"
             )
-        scale = xp.minimum(
-            max_norm / (total + 1e-6), 1.0
-        )  # always multiplied by: to look first would wait for the GPU
+        # Always multiplied by: to see first whether it is 1 would wait for the GPU.
+        scale = xp.minimum(max_norm / (total + 1e-6), 1.0)
         for g in gradients:
             # Computed in float32 and rounded once where the gradient has 16 bits.
             xp.multiply(g._array, scale, out=g._array, casting="unsafe")
@@ -61,8 +64,9 @@ def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float) -
     """Clamp every element of the gradients to [-clip_value, clip_value] in place; NaN stays NaN."""
     for g in _gradients(parameters):
         xp = namespace(g._array)
-        xp.maximum(g._array, -float(clip_value), out=g._array)
-        xp.minimum(g._array, float(clip_value), out=g._array)
+        with on_device_of(g._array):
+            xp.maximum(g._array, -float(clip_value), out=g._array)
+            xp.minimum(g._array, float(clip_value), out=g._array)
         g._bump()
 
 

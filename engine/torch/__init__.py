@@ -35,12 +35,12 @@ def _once(name: str, grads: tuple[Tensor | None, ...]) -> tuple[Tensor | None, .
     """Gradients that have no derivative: under ``create_graph`` they become an error when differentiated."""
     if not torch.is_grad_enabled():
         return grads
-    made = iter(
-        torch._C._functions.DelayedError(f"tilegrad.{name} cannot be differentiated twice", sum(g is not None for g in grads))(
-            *(g.detach().requires_grad_() for g in grads if g is not None)
-        )
-    )
-    return tuple(None if g is None else next(made) for g in grads)
+
+    def delayed(g: Tensor | None) -> Tensor | None:
+        error = torch._C._functions.DelayedError(f"tilegrad.{name} cannot be differentiated twice", 1)
+        return None if g is None else error(g.detach().requires_grad_())
+
+    return tuple(map(delayed, grads))
 
 
 # --- linear -----------------------------------------------------------------------------------------------------------
@@ -259,16 +259,17 @@ def _(
 def _cross_entropy_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     input, target, weight, *options, want_grad, _ = inputs
     _, lse, argmax, made = output
-    ctx.o, ctx.made = options, want_grad
+    ctx.o, ctx.made, ctx.leaf = options, want_grad, input.is_leaf
     again = ctx.needs_input_grad[1] or not want_grad
     ctx.save_for_backward(made, *((input, target, weight, lse) if again else ()))
     ctx.mark_non_differentiable(lse, argmax, made)
 
 
-def _scaled(grad: Tensor, upstream: Tensor) -> Tensor:
-    """A gradient made in the forward pass, for the upstream gradient that came."""
+def _scaled(grad: Tensor, upstream: Tensor, keep: bool) -> Tensor:
+    """A gradient made in the forward pass, for the upstream gradient that came. A leaf makes what it is given its
+    ``.grad``, for anyone to write to: where the graph has to ``keep`` its own it hands out a copy."""
     if not torch.compiler.is_compiling() and backends.is_implicit_one(upstream):
-        return grad
+        return grad.clone() if keep else grad
     return grad * upstream
 
 
@@ -277,7 +278,7 @@ def _cross_entropy_grad(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
     of_input = of_target = None
     with torch.no_grad():
         if ctx.made:
-            of_input = _scaled(made, grad)
+            of_input = _scaled(made, grad, keep=ctx.leaf)
         if again:
             input, target, weight, lse = again
             needs = [ctx.needs_input_grad[0] and not ctx.made, ctx.needs_input_grad[1]]
@@ -351,17 +352,21 @@ def _(
 def _linear_cross_entropy_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     *arrays, r, i, s, z, c, needs, _ = inputs
     ctx.o, ctx.needs = (r, i, s, z, c), needs
-    ctx.save_for_backward(*(arrays if r == "none" else output[3:]))
+    ctx.save_for_backward(*arrays)
+    ctx.made = None if r == "none" else output[3:]
     ctx.mark_non_differentiable(*output[1:])
 
 
 def _linear_cross_entropy_grad(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
     needs = [bool(ctx.needs_input_grad[i]) for i in range(4)]
     with torch.no_grad():
-        if ctx.o[0] == "none":
-            made = _linear_cross_entropy_backward(grad, *ctx.saved_tensors, *ctx.o, needs)
+        arrays = ctx.saved_tensors  # (asked for in any case: this is where torch says that the graph was freed)
+        if ctx.made is None:
+            made = _linear_cross_entropy_backward(grad, *arrays, *ctx.o, needs)
         else:
-            made = tuple(_scaled(g, grad) if n else g for g, n in zip(ctx.saved_tensors, ctx.needs, strict=True))
+            made = tuple(_scaled(g, grad, False) if n else g for g, n in zip(ctx.made, ctx.needs, strict=True))
+            if not torch.compiler.is_compiling():
+                ctx.made = None  # the gradients are handed over; a second backward makes them again
     grads = tuple(m if n else None for m, n in zip(made, needs, strict=True))
     return (*_once("linear_cross_entropy", grads), *[None] * 8)
 
