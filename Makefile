@@ -22,7 +22,7 @@ lint: .venv-test/installed
 wheel-test: .venv-test/installed
 	rm -rf build dist *.egg-info
 	PIP_CONSTRAINT=constraints.txt .venv-test/bin/python -m build
-	@set -e; away=$$(mktemp -d); trap 'rm -rf "$$away"' EXIT; set -x; \
+	@set -e; away=$$(mktemp -d); trap 'rm -rf "$$away"' EXIT; \
 	$(PYTHON) -m venv "$$away/venv"; \
 	"$$away/venv/bin/pip" install --quiet --constraint constraints.txt dist/*.whl; \
 	diff -r --exclude=__pycache__ engine "$$away"/venv/lib/python3*/site-packages/tilegrad; \
@@ -45,8 +45,8 @@ wheel-test: .venv-test/installed
 .venv-test/installed: export PIP_BUILD_CONSTRAINT := constraints.txt
 
 clean:
-	rm -rf .venv-demo .venv-test build dist runs *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
-	find . -name __pycache__ -prune -exec rm -rf {} +
+	rm -rf .venv-demo .venv-test build dist runs *.egg-info .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find engine tests -name __pycache__ -prune -exec rm -rf {} +
 
 define USE_THE_WHEEL
 import tilegrad

@@ -52,7 +52,7 @@ def relu(xp: Any, z: Array) -> Array:
 
 
 def relu_grad(xp: Any, z: Array) -> Array:
-    return xp.where(z > 0, xp.ones_like(z), 0)
+    return xp.where(z <= 0, 0, xp.ones_like(z))  # 1 for NaN, as in torch
 
 
 def relu2(xp: Any, z: Array) -> Array:

@@ -16,6 +16,7 @@ __all__ = [
     "set_grad_enabled",
 ]  # fmt: skip
 
+
 def _reachable(roots: Iterable[Any]) -> list[Any]:
     """Every node that the roots lead to, the latest recorded first: each before all of its inputs."""
     seen = set()
@@ -28,57 +29,98 @@ def _reachable(roots: Iterable[Any]) -> list[Any]:
     return sorted(seen, key=lambda n: -n.number)
 
 
+def _leading_to(wanted: set[tuple[int, int]], nodes: list[Any]) -> list[Any]:
+    """Those of the nodes (latest first) from which an edge in ``wanted`` can be reached."""
+    useful: set[Any] = set()
+    for node in reversed(nodes):
+        if any(e is not None and ((id(e[0]), e[1]) in wanted or e[0] in useful) for e in node.edges):
+            useful.add(node)
+    return [n for n in nodes if n in useful]
+
+
 def _add(a: Any, b: Any) -> Any:
-    return b if a is None else a + b
+    total = b if a is None else a + b
+    return np.asarray(total) if isinstance(total, np.generic) else total  # NumPy turns 0-d results into scalars
 
 
-def _walk(
-    roots: Sequence[tuple[Edge, Any]],
-    keep_graph: bool,
-    create_graph: bool,
-    wanted: dict[tuple[int, int], int] | None = None,
-) -> list[Any]:
-    """Run the graph backwards from ``roots`` (edge, gradient).
-
-    Without ``wanted`` the gradients are accumulated into the leaves' ``.grad``. With it (an edge's identity → position)
-    they are returned in a list instead, and no leaf is touched.
-    """
-    found: list[Any] = [None] * len(wanted or ())
+def _walk(roots: Sequence[tuple[Edge, Any]], keep_graph: bool, create_graph: bool, take: _Taker) -> None:
+    """Run the graph backwards from ``roots`` (edge, gradient); what arrives anywhere is offered to ``take``."""
     pending: dict[Any, list[Any]] = {}
 
     def deliver(edge: Edge, grad: Any, shared: bool) -> None:
         target, i = edge
         if isinstance(target, Variable):
-            if wanted is None:
-                _accumulate(target, grad, shared, create_graph)
-            elif (id(target), 0) in wanted:
-                found[wanted[id(target), 0]] = _add(found[wanted[id(target), 0]], grad)
+            take.leaf(target, grad, shared)
         else:
             slots = pending.setdefault(target, [None] * len(target._outputs))
             slots[i] = _add(slots[i], grad)
 
     for edge, grad in roots:
-        deliver(edge, grad, shared=True)
-    for node in _reachable([e[0] for e, _ in roots if isinstance(e[0], Function)]):
+        deliver(edge, grad, True)
+    for node in take.worth(_reachable([e[0] for e, _ in roots if isinstance(e[0], Function)])):
         grads = pending.pop(node, None)
         if grads is None:
             continue
-        if wanted is not None:
-            for i, g in enumerate(grads):
-                if g is not None and (id(node), i) in wanted:
-                    found[wanted[id(node), i]] = g
-        if node._retained:
-            for i, reference in node._retained.items():
-                t = reference()
-                if t is not None and grads[i] is not None:
-                    _accumulate(t, grads[i], True, create_graph)
+        take.node(node, grads)
         results = node._run_backward(grads, create_graph)
         for edge, grad in zip(node.edges, results, strict=False):
             if edge is not None and grad is not None:
                 deliver(edge, _fitted(edge, grad, node), not _is_fresh(grad, grads, results, node, keep_graph))
         if not keep_graph:
             node._free()
-    return found
+    take.rest(pending)
+
+
+class _Taker:
+    """What a backward pass does with gradients: accumulate them into the ``.grad`` of leaves."""
+
+    def __init__(self, create_graph: bool):
+        self.create_graph = create_graph
+
+    def worth(self, nodes: list[Any]) -> list[Any]:
+        """The nodes that have to be run."""
+        return nodes
+
+    def leaf(self, leaf: Any, grad: Any, shared: bool) -> None:
+        _accumulate(leaf, grad, shared, self.create_graph)
+
+    def node(self, node: Any, grads: list[Any]) -> None:
+        for i, reference in (node._retained or {}).items():
+            t = reference()
+            if t is not None and grads[i] is not None:
+                _accumulate(t, grads[i], True, self.create_graph)
+
+    def rest(self, pending: dict[Any, list[Any]]) -> None:
+        """Gradients that arrived at nodes which were not run."""
+
+
+class _Collector(_Taker):
+    """For ``grad``: keep the gradients of some tensors, named by their edges, and leave every ``.grad`` alone."""
+
+    def __init__(self, edges: list[Edge]):
+        self.found: dict[tuple[int, int], Any] = {(id(e[0]), e[1]): None for e in edges}
+
+    def worth(self, nodes: list[Any]) -> list[Any]:
+        return _leading_to(set(self.found), nodes)
+
+    def leaf(self, leaf: Any, grad: Any, shared: bool) -> None:
+        key = (id(leaf), 0)
+        if key in self.found:
+            before = self.found[key]
+            self.found[key] = _owned(grad, shared) if before is None else _add(before, grad)
+
+    def node(self, node: Any, grads: list[Any]) -> None:
+        for i, g in enumerate(grads):
+            if g is not None and (id(node), i) in self.found:
+                self.found[id(node), i] = _owned(g, True)
+
+    def rest(self, pending: dict[Any, list[Any]]) -> None:
+        for node, grads in pending.items():
+            self.node(node, grads)
+
+
+def _owned(grad: Any, shared: bool) -> Any:
+    return grad.copy() if shared and not isinstance(grad, Variable) else grad
 
 
 def _fitted(edge: Edge, grad: Any, node: Any) -> Any:
@@ -113,8 +155,7 @@ def _accumulate(leaf: Any, grad: Any, shared: bool, create_graph: bool) -> None:
         grad = grad if isinstance(grad, Variable) else leaf._make(grad)
         leaf._grad = grad if leaf._grad is None else leaf._grad + grad
     elif leaf._grad is None:
-        array = grad._array if isinstance(grad, Variable) else grad
-        leaf._grad = leaf._make(array.copy() if shared else array)
+        leaf._grad = leaf._make(_owned(grad._array if isinstance(grad, Variable) else grad, shared))
     elif leaf._grad.requires_grad:
         leaf._grad = leaf._grad.detach() + leaf._make(grad)
     else:
@@ -163,7 +204,7 @@ def backward(
     roots = [_root(t, g, create_graph, "backward") for t, g in zip(outputs, upstream, strict=True)]
     keep = create_graph if retain_graph is None else retain_graph
     with np.errstate(all="ignore"):
-        _walk(roots, keep, create_graph)
+        _walk(roots, keep, create_graph, _Taker(create_graph))
 
 
 def grad(
@@ -184,19 +225,15 @@ def grad(
     out, wrt = _listed(outputs), _listed(inputs)
     upstream = [None] * len(out) if grad_outputs is None else _listed(grad_outputs)
     roots = [_root(t, g, create_graph, "grad") for t, g in zip(out, upstream, strict=True)]
-    edges = []
-    for t in wrt:
-        edge = t._edge()
-        if edge is None:
-            raise RuntimeError("grad: one of the inputs does not require grad")
-        edges.append((id(edge[0]), edge[1]))
-    wanted = {key: i for i, key in enumerate(dict.fromkeys(edges))}
-    keep = create_graph if retain_graph is None else retain_graph
+    edges = [t._edge() for t in wrt]
+    if None in edges:
+        raise RuntimeError("grad: one of the inputs does not require grad")
+    collector = _Collector(edges)
     with np.errstate(all="ignore"):
-        found = _walk(roots, keep, create_graph, wanted)
+        _walk(roots, create_graph if retain_graph is None else retain_graph, create_graph, collector)
     results = []
-    for t, key in zip(wrt, edges, strict=True):
-        g = found[wanted[key]]
+    for t, (target, i) in zip(wrt, edges, strict=True):
+        g = collector.found[id(target), i]
         if g is None and materialize_grads:
             g = namespace(t._array).zeros_like(t._array)
         if g is None and not allow_unused:

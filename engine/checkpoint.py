@@ -24,8 +24,9 @@ from .storage import device as Device
 from .tensor import Tensor
 
 SEPARATOR = "/"  # between the keys of nested dicts in a tensor's name
-TREE = "tilegrad"  # the metadata entry that holds the nesting and the plain values
-CHECKSUM = "crc32"  # the metadata entry that holds the checksum of everything else
+ENTRY = (
+    "tilegrad"  # of the metadata: {"tree": the nesting and the plain values, "crc32": of that and all arrays}
+)
 
 _DTYPES = {
     "BOOL": np.dtype(np.bool_),
@@ -59,9 +60,11 @@ def save(obj: Any, path: str | os.PathLike[str]) -> None:
 
     name = _path(path, "save")
     arrays: dict[str, np.ndarray] = {}
-    tree = json.dumps(_flatten(obj, (), arrays))
-    metadata = {TREE: tree, CHECKSUM: str(_checksum(arrays, tree))}
-    blob = serialize(arrays, metadata)
+    tree = _flatten(obj, (), arrays)
+    entry = json.dumps({"crc32": _checksum(arrays, tree), "tree": tree})
+    blob = serialize(
+        arrays, {ENTRY: entry}
+    )  # one entry, as their order is random: equal objects give equal files
     _check_blob(blob, arrays, name)
     _write_whole(blob, name)
 
@@ -97,29 +100,27 @@ def load(
         arrays = {key: _array(key, entry) for key, entry in deserialize(blob)}
     except (SafetensorError, ValueError) as error:
         raise ValueError(f"load: '{name}' {_diagnosis(blob)} ({error})") from None
-    if CHECKSUM in metadata:
-        found = str(_checksum(arrays, metadata.get(TREE, "")))
-        if found != metadata[CHECKSUM]:
-            raise ValueError(
-                f"load: '{name}' is corrupt: its contents have the checksum {found}, "
-                f"expected {metadata[CHECKSUM]}"
-            )
-    if TREE not in metadata:  # another program's file
+    if ENTRY not in metadata:  # another program's file
         return {key: _tensor(key, array, where, name) for key, array in arrays.items()}
     try:
-        return _unflatten(json.loads(metadata[TREE]), arrays, where, name)
+        entry = json.loads(metadata[ENTRY])
+        tree, wanted = entry["tree"], entry["crc32"]
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(
-            f"load: '{name}' is corrupt: its header entry '{TREE}' does not describe its arrays ({error!r})"
+            f"load: '{name}' is corrupt: expected JSON with a tree in its header ({error!r})"
         ) from None
+    found = _checksum(arrays, tree)
+    if found != wanted:
+        raise ValueError(
+            f"load: '{name}' is corrupt: its contents have the checksum {found}, expected {wanted}"
+        )
+    return _unflatten(tree, arrays, where, name)
 
 
 def _path(path: Any, caller: str) -> str:
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"{caller}: expected the path of a file, got {type(path).__name__}")
-    return os.path.realpath(
-        os.fspath(path)
-    )  # through a link, so that the rename replaces the file and not the link
+    return os.path.realpath(os.fspath(path))  # a link's target: the rename must not replace the link
 
 
 def _write_whole(blob: bytes, name: str) -> None:
@@ -189,13 +190,13 @@ def _check_blob(blob: bytes, arrays: dict[str, np.ndarray], name: str) -> None:
             raise RuntimeError(f"save: safetensors serialised '{key}' wrongly; '{name}' was left as it was")
 
 
-def _checksum(arrays: Mapping[str, np.ndarray], tree: str) -> int:
+def _checksum(arrays: Mapping[str, np.ndarray], tree: Any) -> int:
     """A CRC-32 of the nesting and of every array: name, dtype, shape and bytes."""
-    value = zlib.crc32(tree.encode())
+    value = zlib.crc32(json.dumps(tree).encode())
     for key in sorted(arrays):
         array = arrays[key]
         value = zlib.crc32(f"{key} {array.dtype.name} {array.shape}".encode(), value)
-        value = zlib.crc32(array.reshape(-1).view(np.uint8), value)
+        value = zlib.crc32(array.reshape(-1).view(np.uint8).data, value)
     return value
 
 

@@ -151,7 +151,7 @@ class Div(ArrayFunction):
         need_a, need_b = ctx.needs_input_grad
         return (
             sum_to(grad / b, _shape(a)) if need_a else None,
-            sum_to(-grad * a / (b * b), _shape(b)) if need_b else None,
+            sum_to(-grad * (a / b / b), _shape(b)) if need_b else None,
         )
 
 
@@ -175,7 +175,7 @@ class Pow(ArrayFunction):
                 grad_a = sum_to(grad * xp.where(b == 0, 0, b * a ** (b - 1)), _shape(a))
         if need_b:  # 0ᵇ has slope 0 for b ≥ 0
             log_a = float(np.log(a)) if _shape(a) is None else xp.log(a)
-            grad_b = sum_to(grad * xp.where((y == 0) & (b >= 0), 0, y * log_a), _shape(b))
+            grad_b = sum_to(grad * xp.where((a == 0) & (b >= 0), 0, y * log_a), _shape(b))
         return grad_a, grad_b
 
 
@@ -190,16 +190,11 @@ class Maximum(ArrayFunction):
     @staticmethod
     def backward(ctx: Any, grad: Any) -> Any:
         a, b = ctx.saved
-        # The one picked gets the gradient, and equals share it (torch's convention).
+        # The one picked gets the gradient, equals share it, and beside NaN both get it (torch's convention).
         xp = namespace(grad)
-        zero, half = xp.zeros_like(grad), 0.5 * grad
-        shared = xp.where(a == b, half, zero)
-        a_wins = a > b if type(ctx).pick == "maximum" else a < b
-        b_wins = a < b if type(ctx).pick == "maximum" else a > b
-        return (
-            sum_to(xp.where(a_wins, grad, shared), _shape(a)),
-            sum_to(xp.where(b_wins, grad, shared), _shape(b)),
-        )
+        zero, shared = xp.zeros_like(grad), xp.where(a == b, 0.5 * grad, grad)
+        a_loses, b_loses = (a < b, a > b) if type(ctx).pick == "maximum" else (a > b, a < b)
+        return sum_to(xp.where(a_loses, zero, shared), _shape(a)), sum_to(xp.where(b_loses, zero, shared), _shape(b))
 
 
 class Minimum(Maximum):
@@ -335,12 +330,12 @@ class Reciprocal(Unary):
 
 class Abs(Unary):
     of = staticmethod(lambda xp, x: xp.abs(x))
-    slope = staticmethod(lambda xp, x: xp.sign(x))
+    slope = staticmethod(lambda xp, x: Sign.apply(x))
 
 
 class Sign(Unary):
-    of = staticmethod(lambda xp, x: xp.sign(x))
-    slope = staticmethod(lambda xp, x: xp.zeros_like(x))
+    of = staticmethod(lambda xp, x: (x > 0).astype(x.dtype) - (x < 0).astype(x.dtype))  # of NaN 0, as in torch
+    slope = staticmethod(lambda xp, x, *_: xp.zeros_like(x))
 
 
 class Floor(Sign):
@@ -352,7 +347,7 @@ class Ceil(Sign):
 
 
 class Round(Sign):
-    of = staticmethod(lambda xp, x: xp.rint(x))
+    of = staticmethod(lambda xp, x, decimals: xp.around(x, decimals))
 
 
 class Sin(Unary):
@@ -436,3 +431,21 @@ class Mish(Unary):
 class Softplus(Unary):
     of = staticmethod(activations.softplus)
     slope = staticmethod(activations.softplus_grad)
+
+
+class BinaryCrossEntropy(ArrayFunction):
+    """−(y log p + (1 − y) log(1 − p)), the logarithms not below −100: finite, with finite slopes, at p = 0 and p = 1."""
+
+    @staticmethod
+    def forward(ctx: Any, p: Array, y: Array) -> Array:
+        ctx.save(p, y)
+        xp = namespace(p)
+        q = widened(p)
+        return -(y * xp.maximum(xp.log(q), -100) + (1 - y) * xp.maximum(xp.log1p(-q), -100))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Any) -> Any:
+        p, y = ctx.saved
+        xp = namespace(grad)
+        of_p = grad * (p - y) / xp.maximum(p * (1 - p), 1e-12)
+        return of_p, grad * (xp.maximum(xp.log(1 - p), -100) - xp.maximum(xp.log(p), -100))

@@ -174,8 +174,10 @@ def minimum(input: Any, other: Any) -> Any:
     return Minimum.apply(*_matched("minimum", input, other))
 
 
-def where(condition: Any, input: Any, other: Any) -> Any:
-    """``input`` where ``condition`` holds, else ``other``; all three broadcast."""
+def where(condition: Any, input: Any = None, other: Any = None) -> Any:
+    """``input`` where ``condition`` holds, else ``other``; all three broadcast. Alone, the indices where it holds."""
+    if input is None and other is None:
+        return tuple(condition._make(i.astype(np.int64)) for i in namespace(condition._array).nonzero(condition._array))
     if condition._array.dtype != bool:
         raise TypeError(f"where: expected a condition of dtype bool, got {condition.dtype}")
     if not isinstance(input, Variable) and not isinstance(other, Variable):
@@ -266,7 +268,7 @@ def abs(input: Any) -> Any:
 
 def sign(input: Any) -> Any:
     """−1, 0 or 1."""
-    return Sign.apply(input)
+    return Sign.apply(input) if input._array.dtype != bool else input.clone()
 
 
 def floor(input: Any) -> Any:
@@ -279,9 +281,9 @@ def ceil(input: Any) -> Any:
     return Ceil.apply(input)
 
 
-def round(input: Any) -> Any:
-    """The nearest integer, halves to even."""
-    return Round.apply(input)
+def round(input: Any, *, decimals: int = 0) -> Any:
+    """The nearest multiple of 10⁻ᵈᵉᶜⁱᵐᵃˡˢ, halves to even."""
+    return Round.apply(input, decimals)
 
 
 def sin(input: Any) -> Any:

@@ -162,10 +162,12 @@ def _along(index: Array, axis: int) -> tuple[Array, ...]:
 # --- the functions, by torch's names ----------------------------------------------------------------------------------
 
 
-def nonzero(input: Any) -> Any:
-    """The indices of the non-zero elements, (count, ndim)."""
-    xp = namespace(input._array)
-    return input._make(xp.stack(xp.nonzero(input._array), -1).astype(np.int64))
+def nonzero(input: Any, *, as_tuple: bool = False) -> Any:
+    """The indices of the non-zero elements: (count, ndim), or a vector for each dimension."""
+    if as_tuple:
+        return where(input)
+    with on_device_of(input._array):
+        return input._make(namespace(input._array).argwhere(input._array).astype(np.int64))
 
 
 def keys_of(input: Any, key: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:

@@ -226,8 +226,8 @@ class Methods:
     def ceil(self) -> Any:
         return functions.ceil(self)
 
-    def round(self) -> Any:
-        return functions.round(self)
+    def round(self, *, decimals: int = 0) -> Any:
+        return functions.round(self, decimals=decimals)
 
     def sin(self) -> Any:
         return functions.sin(self)
@@ -288,6 +288,9 @@ class Methods:
 
     def equal(self, other: Any) -> bool:
         return functions.equal(self, other)
+
+    def isclose(self, other: Any, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False) -> Any:
+        return functions.isclose(self, other, rtol, atol, equal_nan)
 
     def allclose(self, other: Any, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False) -> bool:
         return functions.allclose(self, other, rtol, atol, equal_nan)
@@ -464,8 +467,8 @@ class Methods:
     def topk(self, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Any:
         return indexing.topk(self, k, dim, largest, sorted)
 
-    def nonzero(self) -> Any:
-        return indexing.nonzero(self)
+    def nonzero(self, *, as_tuple: bool = False) -> Any:
+        return indexing.nonzero(self, as_tuple=as_tuple)
 
     def bincount(self, weights: Any = None, minlength: int = 0) -> Any:
         return indexing.bincount(self, weights, minlength)

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from .elementwise import Broadcast, Sqrt, Sum, _kept, cast, dtype_of, sum_to, widened
-from .functions import _float, abs, exp, pow
+from .elementwise import Broadcast, Sign, Sqrt, Sum, _kept, cast, dtype_of, sum_to, widened
+from .functions import _float, abs, exp, log
 from .graph import ArrayFunction, Variable
 from .storage import Array, is_floating, namespace, numpy_dtype, on_device_of, wide, wide_dtype
 
@@ -134,7 +134,6 @@ class LogSumExp(ArrayFunction):
         top = xp.where(xp.isinf(top), xp.zeros_like(top), top)  # all −inf: exp(−inf − 0), and not −inf − (−inf)
         y = xp.log(xp.exp(z - top).sum(axis=axes, keepdims=True)) + top
         y = y if keepdim else y.reshape(tuple(n for i, n in enumerate(x.shape) if i not in axes))
-        y = y.astype(x.dtype, copy=False)
         ctx.save(x, y)
         ctx.keepdim_shape = _kept(x.shape, axes)
         return y
@@ -142,22 +141,18 @@ class LogSumExp(ArrayFunction):
     @staticmethod
     def backward(ctx: Any, grad: Any) -> Any:
         x, y = ctx.saved
-        xp = namespace(grad)
-        y = y.reshape(ctx.keepdim_shape)
-        y = xp.where(y == -math.inf, xp.zeros_like(y), y)
-        return grad.reshape(ctx.keepdim_shape) * xp.exp(x - y), None, None
+        return grad.reshape(ctx.keepdim_shape) * namespace(grad).exp(x - y.reshape(ctx.keepdim_shape)), None, None
 
 
-class Norm2(ArrayFunction):
-    """The Euclidean norm over axes, with gradient 0 at 0."""
+class Norm(ArrayFunction):
+    """(Σ |x|ᵖ)^(1/p) over axes, with gradient 0 at 0."""
 
     @staticmethod
-    def forward(ctx: Any, x: Array, axes: tuple[int, ...], keepdim: bool) -> Array:
+    def forward(ctx: Any, x: Array, p: float, axes: tuple[int, ...], keepdim: bool) -> Array:
         z = wide(x)
-        y = namespace(x).sqrt((z * z).sum(axis=axes, keepdims=keepdim)).astype(x.dtype, copy=False)
-        y = namespace(x).asarray(y)
+        y = (z * z if p == 2 else namespace(x).abs(z) ** p).sum(axis=axes, keepdims=keepdim) ** (1 / p)
         ctx.save(x, y)
-        ctx.keepdim_shape = _kept(x.shape, axes)
+        ctx.p, ctx.keepdim_shape = p, _kept(x.shape, axes)
         return y
 
     @staticmethod
@@ -165,7 +160,10 @@ class Norm2(ArrayFunction):
         x, y = ctx.saved
         xp = namespace(grad)
         y = y.reshape(ctx.keepdim_shape)
-        return grad.reshape(ctx.keepdim_shape) * (x / xp.where(y == 0, xp.ones_like(y), y)), None, None
+        slope = x / xp.where(y == 0, xp.ones_like(y), y)
+        if ctx.p != 2:  # |x/y|ᵖ⁻¹, with the sign of x
+            slope = xp.where(x == 0, xp.zeros_like(x), Sign.apply(x) * abs(slope) ** (ctx.p - 1))
+        return grad.reshape(ctx.keepdim_shape) * slope, None, None, None
 
 
 class MatMul(ArrayFunction):
@@ -283,7 +281,8 @@ def log_softmax(input: Any, dim: int, dtype: Any = None) -> Any:
     """log(softmax) along ``dim``: what nn.functional.log_softmax gives, in ordinary operations."""
     x = _floating("log_softmax", input if dtype is None else cast(input, numpy_dtype(dtype)))
     z = widened(x)
-    return cast(z - logsumexp(z, axis_of("log_softmax", z.ndim, dim), True), dtype_of(x))
+    z = z - amax(z.detach(), dim, True)
+    return cast(z - log(sum(exp(z), dim, True)), dtype_of(x))
 
 
 def softmax(input: Any, dim: int, dtype: Any = None) -> Any:
@@ -294,8 +293,8 @@ def softmax(input: Any, dim: int, dtype: Any = None) -> Any:
 
 def norm(input: Any, p: float | str = 2, dim: Dim = None, keepdim: bool = False) -> Any:
     """The vector p-norm over ``dim`` (``"fro"`` is 2; inf the largest |x|; 0 the count of non-zeros)."""
-    if p in ("fro", 2):
-        return Norm2.apply(_floating("norm", input), axes_of("norm", input.ndim, dim), keepdim)
+    if isinstance(p, str) and p != "fro":
+        raise ValueError(f"norm: expected p to be a number or 'fro', got {p!r}")
     size = abs(_floating("norm", input))
     if p == math.inf:
         return amax(size, dim, keepdim)
@@ -305,9 +304,7 @@ def norm(input: Any, p: float | str = 2, dim: Dim = None, keepdim: bool = False)
         return cast(sum(size != 0, dim, keepdim), dtype_of(input))
     if p == 1:
         return sum(size, dim, keepdim)
-    if isinstance(p, str):
-        raise ValueError(f"norm: expected p to be a number or 'fro', got {p!r}")
-    return pow(sum(pow(size, p), dim, keepdim), 1 / p)
+    return Norm.apply(input, 2 if p == "fro" else p, axes_of("norm", input.ndim, dim), keepdim)
 
 
 def _floating(name: str, input: Any) -> Any:

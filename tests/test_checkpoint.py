@@ -192,6 +192,7 @@ def test_files_that_are_no_checkpoints(path):
         "cut short, damaged, or of another format": b"label,pixel\n1,2\n3,4\n",
         "cut short, damaged": whole[:50],
         f"is cut short or damaged: {len(whole) - 1} bytes, expected {len(whole)}": whole[:-1],
+        "is corrupt: expected JSON with a tree in its header": whole.replace(b"crc32", b"crc33"),
         f"is cut short or damaged: {len(whole) + 3} bytes": whole + b"abc",
         "is corrupt: its contents have the checksum": whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:],
         "the checksum": whole[:end].replace(b"0.001", b"0.002") + whole[end:],

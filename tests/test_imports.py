@@ -55,7 +55,7 @@ MAY_IMPORT = {
     "optim": f"{TENSOR} nn.functional",
     "data": f"{TENSOR} nn.functional",
     "utils": "data",
-    "tilegrad": f"{TENSOR} cuda backends checkpoint nn optim data utils",  # engine/__init__.py: the public names
+    "tilegrad": f"{TENSOR} cuda backends checkpoint nn optim data utils",  # engine/__init__.py
     "cli": f"{TENSOR} activations cuda backends checkpoint nn nn.functional optim data utils torch tilegrad",
 }
 

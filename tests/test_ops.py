@@ -58,14 +58,14 @@ UNARY = {
     "sin": normal, "cos": normal, "tan": positive, "tanh": normal, "sigmoid": normal,
     "relu": normal, "floor": normal, "ceil": normal, "round": normal, "sum": normal, "mean": normal, "prod": normal,
     "amax": distinct, "amin": distinct, "max": distinct, "min": distinct, "norm": normal, "clone": normal,
-    "flatten": normal, "squeeze": normal, "detach": normal,
+    "flatten": normal, "squeeze": normal,
 }  # fmt: skip
 NEEDS_AN_ELEMENT = {"amax", "amin", "max", "min"}
 
 x, y, p, d = normal(3, 4), normal(3, 4, seed=1), positive(3, 4), distinct(3, 4)
 cube, row, column, matrix = normal(2, 3, 4), normal(4), normal(3, 1), normal(4, 3)
 big, vector, number = normal(2, 3, 4, 2), normal(6), normal()
-index = np.array([[2, 0, 1, 1], [0, 0, 2, 1]])
+index = np.array([[2, 0, 1, 1], [0, 1, 2, 0]])
 mask = normal(3, 4, seed=5) > 0
 
 PAIRS = [(x, y), (x, row), (row, x), (column, row), (cube, column), (x, number), (number, x), (number, normal(seed=1)),
@@ -80,8 +80,7 @@ CALLS: list[tuple[Any, ...]] = [
     *[("pow", x, n) for n in (0, 1, 2, 3, -1, -2, 2.0)], *[("pow", p, s) for s in (0.5, -1.5, 0.0)],
     ("pow", 2, x), ("pow", 0.5, x), ("pow", 2.5, number),
     ("add", x, y, {"alpha": 2}), ("sub", x, row, {"alpha": -0.5}), ("add", x, 3, {"alpha": 2}),
-    ("remainder", x, 0.7), ("remainder", x, -2), ("floor_divide", x, 0.3), ("floor_divide", x, p),
-    ("div", x, p, {"rounding_mode": "floor"}), ("div", x, 0.3, {"rounding_mode": "trunc"}),
+    ("remainder", x, 0.7), ("remainder", x, -2), ("div", x, 0.3, {"rounding_mode": "trunc"}),
     *[("clamp", x, *bounds) for bounds in ((-0.5, 0.5), (None, 0.3), (-0.2,), (0.5, -0.5), (0, 1))],
     ("clamp", x, {"min": 0}), ("clamp", x, {"max": 0.1}), ("clip", x, -0.1, 0.1),
     ("clamp", x, row, row + 0.5), ("clamp", x, {"max": column}),
@@ -90,7 +89,7 @@ CALLS: list[tuple[Any, ...]] = [
         (d, 0), (d, -1), (d, 1, True), (d, (0, 1)), (distinct(2, 3, 4), (0, -1)), (distinct(2, 3, 4), [1]),
         (distinct(2, 3, 4), (2, 0), True))],
     *[("norm", x, *arguments) for arguments in (
-        (2, 0), (2, (0, 1)), (1,), (1, 1), (3, 0), (inf, 1), (-inf, 0), ("fro",), (2.5, -1, True), (0, 1), (0.5, 0))],
+        (2, 0), (2, (0, 1)), (1,), (1, 1), (3, 0), (inf, 1), (-inf, 0), ("fro",), (2.5, -1, True), (0.5, 0))],
     *[("norm", x, k) for k in ({"dim": 1}, {"p": 1, "dim": 0, "keepdim": True})],
     *[("sum", cube, {"dim": k, "keepdim": True}) for k in (-2, (0, 1), None)],
     ("var", x), ("std", x), ("var", x, {"unbiased": False}), ("std", x, {"dim": 0, "correction": 0}), ("var", x, 1, False),
@@ -136,7 +135,7 @@ EXPRESSIONS: dict[str, tuple[Callable[..., Any], tuple[np.ndarray, ...]]] = {
     **{f"x{s}y": (f, (x, p)) for s, f in (("+", operator.add), ("-", operator.sub), ("*", operator.mul), ("/", operator.truediv))},
     "x+2": (lambda x: x + 2, (x,)), "2+x": (lambda x: 2 + x, (x,)), "x-2": (lambda x: x - 2.5, (x,)), "2-x": (lambda x: 2.5 - x, (x,)),
     "2*x": (lambda x: 2 * x, (x,)), "x/2": (lambda x: x / 2, (x,)), "2/x": (lambda x: 2 / x, (p,)), "x**2": (lambda x: x**2, (x,)),
-    "x**y": (operator.pow, (p, x)), "2**x": (lambda x: 2**x, (x,)), "x%2": (lambda x: x % 2, (x,)), "x//2": (lambda x: (x // 2) * x, (x,)),
+    "x**y": (operator.pow, (p, x)), "2**x": (lambda x: 2**x, (x,)), "x%2": (lambda x: x % 2, (x,)),
     "x[1]": (lambda x: x[1], (x,)), "x[-1,2]": (lambda x: x[-1, 2], (x,)), "x[1:,::2]": (lambda x: x[1:, ::2], (x,)),
     "x[...,0]": (lambda x: x[..., 0], (cube,)), "x[None]": (lambda x: x[None, :, None, 1], (x,)), "x[[...]]": (lambda x: x[[0, 0, 2]], (x,)),
     "x[i,j]": (lambda x: x[[0, 1, 1], [2, 2, 2]], (x,)), "x[:,i]": (lambda x: x[:, [[0, 1], [3, 3]]], (x,)), "x[i,:,j]": (lambda x: x[[1, 0], :, [2, 2]], (cube,)),
@@ -171,7 +170,10 @@ def differentiable(outputs: Any) -> list[Any]:
 def close(mine: Any, other: Any) -> None:
     assert tuple(mine.shape) == tuple(other.shape)
     assert str(mine.dtype).partition(".")[2] == str(other.dtype).partition(".")[2]
-    np.testing.assert_allclose(mine.numpy(force=True), other.numpy(force=True), rtol=1e-9, atol=1e-11)
+    double = mine.dtype != tg.float32  # integers' sines and roots are float32
+    np.testing.assert_allclose(
+        mine.numpy(force=True), other.numpy(force=True), rtol=1e-9 if double else 1e-6, atol=1e-11 if double else 1e-7
+    )
 
 
 def zeros_for_none(grads: Any, inputs: Any, lib: Any) -> list[Any]:
@@ -258,9 +260,13 @@ def test_functions(call: tuple[Any, ...]):
     check(*applied(call, as_method=False))
 
 
-@pytest.mark.parametrize(
-    "call", [c for c in CALLS if hasattr(torch.Tensor, c[0]) and isinstance(c[1 if c[0] != "where" else 2], np.ndarray)] + METHODS, ids=names
-)
+def is_method(call: tuple[Any, ...]) -> bool:
+    """Whether the line reads as a method of its first tensor (``where``: of its second)."""
+    first = call[1] if call[0] != "where" else call[2] if len(call) > 2 else None
+    return hasattr(torch.Tensor, call[0]) and isinstance(first, np.ndarray)
+
+
+@pytest.mark.parametrize("call", [*filter(is_method, CALLS), *METHODS], ids=names)
 def test_methods(call: tuple[Any, ...]):
     check(*applied(call, as_method=True))
 
@@ -274,3 +280,105 @@ def test_expressions(expression: str):
 @pytest.mark.parametrize("join", JOINS)
 def test_joins(join: str):
     check(JOINS[join], (x, y))
+
+
+# --- without derivative -----------------------------------------------------------------------------------------------
+
+whole = np.array([[3, -2, 0, 7], [1, 1, -5, 2], [4, 0, 2, 9]])
+counts, truth, small = np.array([1, 3, 3, 0, 6]), np.array([[True, False, True, True], [False] * 4, [True] * 4]), np.array([3, -2, 7], np.int32)
+EVERY = (x, whole, truth)
+
+VALUES: list[tuple[Any, ...]] = [
+    *[(name, a, *dims) for name in ("argmax", "argmin") for a, *dims in ((x,), (x, 0), (x, -1), (x, 1, True), (number,), (number, 0), (whole,))],
+    *[("argmax", x, k) for k in ({"dim": 1}, {"dim": 0, "keepdim": True}, {"keepdim": True})],
+    *[(name, a, *dims) for name in ("all", "any") for a in EVERY for dims in ((), (0,), (-1, True))],
+    *[(name, a, *dims) for name in ("sum", "prod") for a in (whole, truth, small) for dims in ((), (-1,), (0, True))],
+    *[(name, a, 0) for name in ("cumsum", "argsort", "sort") for a in EVERY], ("argsort", x, {"dim": 1, "descending": True}),
+    ("sort", np.array([3, 1, 3, 2, 1]), {"stable": True}), ("sort", np.array([3, 1, 3, 2, 1]), {"stable": True, "descending": True}),
+    *[(name, a) for name in ("neg", "abs", "sign", "floor", "ceil", "round", "relu", "square", "exp", "sqrt", "sigmoid", "tanh", "log1p", "reciprocal")
+      for a in (whole, small)],
+    *[(name, truth) for name in ("exp", "sign", "logical_not", "sin")],
+    *[(name, a) for name in ("isnan", "isinf", "isfinite", "logical_not") for a in (np.array([nan, 0.0, inf, -inf, 2.0]), whole)],
+    *[(name, a, b) for name in ("logical_and", "logical_or", "logical_xor") for a, b in ((truth, x > 0), (whole, x), (truth, row > 0))],
+    *[(name, a, b) for name in ("eq", "ne", "lt", "le", "gt", "ge") for a, b in ((x, y), (whole, 2), (x, row), (truth, True), (x, 0.5), (whole, 1.5), (whole, x))],
+    *[(name, a, b) for name in ("floor_divide", "remainder") for a, b in ((whole, 3), (whole, -3), (x, 0.3), (x, p), (small, 2), (whole, 2.5), (7, whole[:, :2] * 2 + 1))],
+    *[("div", a, b, {"rounding_mode": m}) for a, b in ((whole, 2), (x, p), (whole, 2.5), (small, -2)) for m in ("floor", "trunc")],
+    *[(name, a, b) for name in ("add", "sub", "mul", "maximum", "minimum", "div") for a, b in ((whole, whole + 1), (small, small * 2))],
+    ("add", truth, truth), ("mul", truth, truth), ("add", truth, 2), ("pow", whole, 2), ("pow", 2, counts), ("pow", whole, counts[:4]),
+    *[(name, a) for name in ("max", "min", "amax", "amin") for a in (whole, truth)], ("max", whole, 1), ("min", whole, 0, True), ("topk", counts[1:] * 2 + np.arange(4), 2),
+    ("norm", x, 0, 1), ("clamp", whole, 0, 5), ("clamp", whole, {"min": 0.5}), ("where", truth, whole, 0), ("where", truth, 1, 2.5), ("where", truth, small[:1], x),
+    ("bincount", counts), ("bincount", counts, {"minlength": 9}), ("bincount", counts, np.arange(5.0)), ("bincount", counts[:0]),
+    ("nonzero", x > 0), ("nonzero", whole), ("nonzero", np.array(3)), ("isclose", x, x + 1e-9), ("masked_fill", whole, truth, 3),
+    ("matmul", whole, whole.T), ("mm", small[None], small[:, None]), ("tril", whole), ("triu", truth), ("equal", whole, whole), ("allclose", x, x + 1),
+    ("round", x, {"decimals": 1}), ("where", truth), ("nonzero", whole, {"as_tuple": True}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("call", VALUES, ids=names)
+def test_values_without_gradient(call: tuple[Any, ...]):
+    for as_method in (False, True):
+        if as_method and not is_method(call):
+            continue
+        of, arrays = applied(call, as_method)
+        mine, other = of(tg, *map(tg.tensor, arrays)), of(torch, *map(torch.tensor, arrays))
+        for a, b in zip(*(m if isinstance(m, tuple) else [m] for m in (mine, other)), strict=True):
+            close(a, b) if isinstance(b, torch.Tensor) else assert_same(a, b)
+
+
+def assert_same(a: Any, b: Any) -> None:
+    assert type(a) is type(b)
+    assert a == b
+
+
+@pytest.mark.parametrize(("arguments", "expected"), [(([0, 2, 1],), 3), (([[0, 1], [4, 0]], 6), 6), ((np.zeros((0, 2), int), 3), 3)])
+def test_one_hot(arguments: Any, expected: int):
+    data, *rest = arguments
+    data = np.asarray(data)
+    mine, other = tg.nn.functional.one_hot(tg.tensor(data), *rest), torch.nn.functional.one_hot(torch.tensor(data), *rest)
+    assert mine.shape[-1] == expected
+    close(mine, other)
+
+
+# --- special values ---------------------------------------------------------------------------------------------------
+
+odd = np.array([nan, inf, -inf, 0.0, -0.0, 1.0, -1.0, 1e300, 1e-300])
+ties = np.array([[1.0, 3.0, 3.0], [2.0, 2.0, 2.0], [-0.0, 0.0, -1.0]])
+nans = np.array([[1.0, nan, 3.0], [nan, 2.0, nan], [0.0, 1.0, 2.0]])
+walls = np.array([[-inf, -inf, -inf], [-inf, 0.0, 1.0], [inf, 0.0, inf], [nan, 0.0, 0.0]])
+zero = np.zeros((2, 3))
+grid, turned = (np.repeat(odd, 9), np.tile(odd, 9))
+holes = np.array([[2.0, 0.0, 3.0], [0.0, 0.0, 5.0], [1.0, 2.0, 3.0], [0.0, 0.0, 0.0]])
+
+SPECIAL: list[tuple[Any, ...]] = [
+    # Left out, as torch's own answers there are accidents: amax beside NaN (gradient NaN for all of the row, where its max
+    # gives it to the NaN), and products of NaN and two zeros (gradient 0).
+    *[(name, odd) for name in UNARY if name not in ("tan", "sin", "cos", "prod", "amax", "amin")],
+    *[(name, grid, turned) for name in ("add", "sub", "mul", "div", "maximum", "minimum", "pow")],
+    *[("pow", odd, n) for n in (0, 1, 2, 3, -1, 0.0, 2.5)], ("pow", np.abs(odd), 0.5), *[("pow", s, odd) for s in (0, 1, 2.5, 0.0)],
+    *[(name, a, dim) for name in ("max", "min", "sort") for a in (ties, nans, walls) for dim in (0, 1)],
+    *[(name, a, *dims) for name in ("amax", "amin") for a in (ties, walls[:3], zero) for dims in ((), (0,), (1,))], ("prod", ties), ("prod", zero),
+    *[(name, a) for name in ("max", "min", "argmax", "argmin", "sum", "mean", "var", "std", "norm") for a in (ties, nans, walls, zero)],
+    *[("logsumexp", a, dim) for a in (ties, walls, nans, walls * 1e3) for dim in (0, 1, (0, 1))], ("softmax", walls, 1), ("log_softmax", walls, 1),
+    *[("norm", a, *rest) for a in (zero, holes, walls) for rest in ((2, 1), (1, 1), (inf, 1), (3, 0), (-inf, 1))], ("norm", holes, 2),
+    *[("prod", a, *dims) for a in (holes, nans) for dims in ((), (0,), (1,))], ("cumsum", nans, 0), ("clamp", odd, -0.5, 0.5), ("clamp", odd, 0.0, 0.0),
+    *[(name, np.array([2.0])) for name in ("var", "std")], ("std", ties, 1), ("var", np.ones((3, 1)), 1), ("std", zero, {"dim": 1, "unbiased": False}),
+    ("clamp", ties, 2.0, 3.0), ("maximum", ties, ties), ("minimum", ties, 2.0 * ties), ("where", nans > 1, nans, ties), ("masked_fill", nans, np.isnan(nans), 0.0),
+    ("topk", nans, 2), ("var", zero[:0], 0), ("mean", zero[:0], 0), ("sum", zero[:0], 0), ("prod", zero[:0]), ("logsumexp", zero[:0], 0), ("norm", zero[:0]),
+    ("div", 1.0, odd), ("sub", 0.0, odd), ("mul", odd, 0.0), ("add", odd, inf), ("round", np.array([0.5, 1.5, 2.5, -0.5])), ("remainder", odd, 2.0),
+]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:.*degrees of freedom is <= 0")
+@pytest.mark.parametrize("call", SPECIAL, ids=names)
+def test_special_values(call: tuple[Any, ...]):
+    of, arrays = applied(call, as_method=call[0].endswith("softmax"))
+    results = []
+    for lib in (tg, torch):
+        leaves = [lib.tensor(a, requires_grad=a.dtype == float) for a in arrays]
+        made = of(lib, *leaves)
+        made = made if isinstance(made, tuple) else (made,)
+        if made[0].requires_grad:
+            (made[0] * lib.tensor(normal(*made[0].shape, seed=7))).sum().backward()
+        results.append([*made, *(leaf.grad for leaf in leaves if leaf.grad is not None)])
+    for a, b in zip(*results, strict=True):
+        close(a, b)

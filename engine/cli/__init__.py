@@ -32,9 +32,6 @@ class Main(click.Group):
             code = _complain("interrupted", INTERRUPTED)
         except click.ClickException as error:
             code = _complain(error.format_message(), error.exit_code)
-        except BrokenPipeError:  # the reader, say `head`, has gone: nothing is wrong
-            sys.stdout = None  # type: ignore[assignment]  # or Python complains when it flushes at exit
-            code = 0
         except OSError as error:  # a disk that is full, a folder that is not ours
             code = _complain(str(error))
         sys.exit(code if isinstance(code, int) else 0)
@@ -45,7 +42,9 @@ def _complain(message: str, code: int = 2) -> int:
     return code
 
 
-@click.group(cls=Main, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.group(
+    "tilegrad", cls=Main, context_settings={"help_option_names": ["-h", "--help"], "show_default": True}
+)
 @click.version_option(__version__, prog_name="tilegrad")
 def main() -> None:
     """Train small classifiers with tilegrad, use them, and see what this machine can run."""

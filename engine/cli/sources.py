@@ -32,15 +32,16 @@ class Source:
     @property
     def checksum(self) -> int:
         """A CRC-32 of the data, to notice a file that changed between two runs."""
-        return zlib.crc32(self.targets, zlib.crc32(np.ascontiguousarray(self.features)))
+        return zlib.crc32(self.targets.tobytes(), zlib.crc32(self.features.tobytes()))
 
     def split(self, seed: int) -> dict[str, Part]:
         """The parts "train", "validation" and "test", fixed by the seed."""
         whole = data.LabelledDataset(self.features, self.targets, self.classes)
         if self.test is None:
-            subsets = data.train_validation_test_split(whole, VALIDATION, TEST, seed=seed)
+            with user_errors(ValueError):  # too few rows
+                subsets = [*data.train_validation_test_split(whole, VALIDATION, TEST, seed=seed)]
         else:
-            subsets = tuple(data.random_split(whole, [1 - VALIDATION, VALIDATION], seed))
+            subsets = data.random_split(whole, [1 - VALIDATION, VALIDATION], seed)
         named = zip(("train", "validation", "test"), subsets, strict=False)
         parts = {name: (self.features[s.indices], self.targets[s.indices]) for name, s in named}
         return parts if self.test is None else parts | {"test": self.test}

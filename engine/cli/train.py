@@ -42,7 +42,7 @@ class Options:
     epochs: int
     batch_size: int
     optimizer: str
-    lr: float | None
+    lr: float | None  # of the optimiser, where none was given; a number once the run begins
     weight_decay: float
     label_smoothing: float
     seed: int
@@ -111,6 +111,8 @@ def train(ctx: click.Context, out: str | None, resume: bool, plot: bool, **given
     state = None
     if resume:
         state = _resumed(ctx, folder, options)
+    elif options.lr is None:
+        options.lr = OPTIMIZERS[options.optimizer][1]
     check_device(options.device)
     check_backend(options.backend)
     if plot:
@@ -183,9 +185,10 @@ class Run:
         )
         network = architecture.build().to(options.device)
         self.classifier = Classifier(architecture, network, mean, scale, source.classes, source.feature_names)
-        kind, lr, others = OPTIMIZERS[options.optimizer]
-        lr = lr if options.lr is None else options.lr
-        self.optimizer = kind(network.parameters(), lr=lr, weight_decay=options.weight_decay, **others)
+        kind, _, others = OPTIMIZERS[options.optimizer]
+        self.optimizer = kind(
+            network.parameters(), lr=options.lr, weight_decay=options.weight_decay, **others
+        )
         self.parts = {name: self._tensors(*part) for name, part in parts.items()}
         self.loader = DataLoader(
             TensorDataset(*self.parts["train"]), options.batch_size, shuffle=True, seed=options.seed

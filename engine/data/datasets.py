@@ -173,15 +173,15 @@ def csv(path: Path, target: str | int = -1, *, task: str = "auto") -> LabelledDa
     if task == "regression" or (
         task == "auto" and not integers and all(_is_float(label) for label in labels)
     ):
-        targets, classes = numbers(table, [at])[:, 0], ()
+        targets, classes = numbers(table, [at])[:, 0], []
     else:
         by_value = {
             label: int(label) if integers else label for label in labels
         }  # "1" and "01" are one class
-        kinds = sorted(set(by_value.values()))  # type: ignore[type-var]
+        kinds = sorted(set(by_value.values()))
         index = {kind: i for i, kind in enumerate(kinds)}
         targets = np.array([index[by_value[label]] for label in labels], np.int64)
-        classes = tuple(str(kind) for kind in kinds)
+        classes = [str(kind) for kind in kinds]
     names = [name for i, name in enumerate(table.header) if i != at]
     return LabelledDataset(features, targets, classes, names)
 
