@@ -90,10 +90,9 @@ def test_backward_with_a_gradient(lib: Any):
     z.backward()  # one element is a scalar
 
 
-@pytest.mark.parametrize("lib", BOTH)
-def test_gradients_never_share_memory(lib: Any):
-    a, b = lib.ones(3, requires_grad=True), lib.ones(3, requires_grad=True)
-    upstream = lib.ones(3)
+def test_gradients_never_share_memory():  # torch's may
+    a, b = tg.ones(3, requires_grad=True), tg.ones(3, requires_grad=True)
+    upstream = tg.ones(3)
     for y in (a + b, a.reshape(3) + b.reshape(3), (a + b).clone(), a - -b):
         a.grad = b.grad = None
         y.backward(upstream)
@@ -169,7 +168,7 @@ def test_grad_modes(lib: Any):
         assert not (x * 2).requires_grad
     block = lib.no_grad()
     for _ in range(2):
-        with block, block:
+        with block:
             assert not lib.is_grad_enabled()
     assert lib.is_grad_enabled()
 
