@@ -173,7 +173,9 @@ def _root(t: Any, grad: Any, create_graph: bool, caller: str) -> tuple[Edge, Any
     x = t._array
     if grad is None:
         if x.size != 1:
-            raise RuntimeError(f"{caller}: grad can be implicitly created only for scalar outputs, got shape {list(x.shape)}")
+            raise RuntimeError(
+                f"{caller}: grad can be implicitly created only for scalar outputs, got shape {list(x.shape)}"
+            )
         grad = t._make(namespace(x).ones(x.shape, x.dtype))
     if not isinstance(grad, Variable):
         raise TypeError(f"{caller}: expected the upstream gradient as a Tensor, got {type(grad).__name__}")
@@ -217,7 +219,7 @@ def grad(
     *,
     materialize_grads: bool = False,
 ) -> tuple[Any, ...]:
-    """The gradients of ``outputs`` (summed, weighted by ``grad_outputs``) with respect to ``inputs``; ``.grad`` is untouched.
+    """The gradients of ``outputs``, weighted by ``grad_outputs``, with respect to ``inputs``; ``.grad`` is untouched.
 
     Raises:
         RuntimeError: as ``backward``, and for an input that the outputs do not depend on unless ``allow_unused``.
@@ -237,13 +239,20 @@ def grad(
         if g is None and materialize_grads:
             g = namespace(t._array).zeros_like(t._array)
         if g is None and not allow_unused:
-            raise RuntimeError("grad: one of the inputs was not used in the graph; allow_unused=True returns None for it")
+            raise RuntimeError(
+                "grad: one of the inputs was not used in the graph; allow_unused=True returns None for it"
+            )
         results.append(g if g is None or isinstance(g, Variable) else t._make(g))
     return tuple(results)
 
 
 def gradcheck(
-    func: Callable[..., Any], inputs: Any, eps: float = 1e-6, atol: float = 1e-5, rtol: float = 1e-3, raise_exception: bool = True
+    func: Callable[..., Any],
+    inputs: Any,
+    eps: float = 1e-6,
+    atol: float = 1e-5,
+    rtol: float = 1e-3,
+    raise_exception: bool = True,
 ) -> bool:
     """Compare the gradients of ``func`` with central differences, for every float64 input that requires grad.
 
@@ -285,6 +294,8 @@ def gradcheck(
             got = 0.0 if g is None else float(g._array[at])
             if not abs(got - numerical) <= atol + rtol * abs(numerical):
                 if raise_exception:
-                    raise RuntimeError(f"gradcheck: input {which} at {at}: backward gives {got}, central differences {numerical}")
+                    raise RuntimeError(
+                        f"gradcheck: input {which} at {at}: backward gives {got}, central differences {numerical}"
+                    )
                 return False
     return True

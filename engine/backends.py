@@ -1,8 +1,9 @@
 """From a fused operation and its arrays to the implementation that runs it: the only place that chooses a backend.
 
-The functions here take NumPy, CuPy or torch arrays (one kind per call, checked by the layers above), make the outputs with
-the library that owns the inputs, and hand both to a backend. They know nothing of autograd: the Tensor's (fused.py) and
-torch's (torch/) each call them. A backend is a module with the functions of reference.py; what it cannot run it says.
+The functions here take NumPy, CuPy or torch arrays (one kind per call, checked by the layers above), make the outputs
+with the library that owns the inputs, and hand both to a backend. They know nothing of autograd: the Tensor's
+(fused.py) and torch's (torch/) each call them. A backend is a module with the functions of reference.py; what it cannot
+run it says.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ __all__ = ["LossOptions", "backend", "describe", "synchronize"]
 
 NAMES = ("reference", "cpu", "triton", "cuda")
 
-# What each compiled backend lives in, and what brings it.
+# What each compiled backend lives in, and what that is.
 _PARTS = {
-    "cpu": ("tilegrad._C", "the compiled CPU kernels"),
-    "triton": ("tilegrad.kernels", "the Triton kernels"),
-    "cuda": ("tilegrad._C", "the CUDA C++ kernels"),
+    "cpu": ("tilegrad._C", "compiled CPU kernels"),
+    "triton": ("tilegrad.kernels", "Triton kernels"),
+    "cuda": ("tilegrad._C", "CUDA C++ kernels"),
 }
 
 
@@ -47,7 +48,7 @@ _chosen = _Chosen()
 
 @contextlib.contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Run the fused operations inside on one backend: "reference", "cpu", "triton", "cuda", or "auto" to choose by table.
+    """Run the fused operations inside on "reference", "cpu", "triton" or "cuda", or let "auto" choose by table.
 
     The variable ``TILEGRAD_BACKEND`` does the same for a whole program.
 
@@ -80,7 +81,7 @@ def _why_not(name: str) -> str | None:
         return None
     module, what = _PARTS[name]
     if importlib.util.find_spec(module) is None:
-        return f"backend {name!r} cannot run: this installation of tilegrad does not contain {what} ({module})"
+        return f"backend {name!r} cannot run: this installation of tilegrad has no {what} ({module}); install one that has"
     return None
 
 
@@ -106,9 +107,11 @@ def _viewed(x: Any) -> Any:
 
 
 def describe() -> list[tuple[str, bool, str]]:
-    """Each backend: its name, whether it can run here, and a sentence: what it is, or why it cannot and what would mend it."""
+    """Each backend: its name, whether it can run here, and what it is, or why it cannot and what would mend it."""
     said = {"reference": "plain NumPy or CuPy code, on any machine"}
-    return [(name, (why := _why_not(name)) is None, why or said.get(name, _PARTS.get(name, ("", ""))[1])) for name in NAMES]
+    return [
+        (name, (why := _why_not(name)) is None, why or said.get(name, _PARTS.get(name, ("", ""))[1])) for name in NAMES
+    ]
 
 
 # --- arrays -----------------------------------------------------------------------------------------------------------
@@ -217,9 +220,21 @@ def linear_backward(
     grad: Any, x: Any, weight: Any, saved: Any, activation: str | None, needs: tuple[bool, bool, bool]
 ) -> tuple[Any, Any, Any]:
     """The gradients of input, weight and bias, each as ``needs`` says (None where it does not)."""
-    made = _empty_like(x, needs[0]), _empty_like(weight, needs[1]), _empty(weight, (weight.shape[0],)) if needs[2] else None
+    made = (
+        _empty_like(x, needs[0]),
+        _empty_like(weight, needs[1]),
+        _empty(weight, (weight.shape[0],)) if needs[2] else None,
+    )
     _run(
-        "linear_backward", grad, x, weight, saved, activation, grad_input=made[0], grad_weight=made[1], grad_bias=made[2]
+        "linear_backward",
+        grad,
+        x,
+        weight,
+        saved,
+        activation,
+        grad_input=made[0],
+        grad_weight=made[1],
+        grad_bias=made[2],
     )
     return made
 
@@ -273,7 +288,9 @@ class LossResult(NamedTuple):
     grads: tuple[Any, ...]  # for an upstream gradient of 1
 
 
-def cross_entropy(logits: Any, target: Any, weight: Any, o: LossOptions, want_grad: bool, want_stats: bool) -> LossResult:
+def cross_entropy(
+    logits: Any, target: Any, weight: Any, o: LossOptions, want_grad: bool, want_stats: bool
+) -> LossResult:
     """The loss of logits (C), (N, C) or (N, C, d…), with indices or probabilities as the target.
 
     ``want_grad`` makes the gradient in the same pass (scalar losses). The logsumexp is kept for a later backward.
@@ -358,5 +375,3 @@ def logsumexp_of(lse: Any) -> Any:
 def is_implicit_one(upstream: Any) -> bool:
     """Whether an upstream gradient is the scalar 1, as far as that can be told without waiting for a GPU."""
     return _on_cpu(upstream) and upstream.ndim == 0 and bool(upstream == 1)
-
-

@@ -24,9 +24,7 @@ from .storage import device as Device
 from .tensor import Tensor
 
 SEPARATOR = "/"  # between the keys of nested dicts in a tensor's name
-ENTRY = (
-    "tilegrad"  # of the metadata: {"tree": the nesting and the plain values, "crc32": of that and all arrays}
-)
+ENTRY = "tilegrad"  # of the metadata: {"tree": the nesting and the plain values, "crc32": of that and all arrays}
 
 _DTYPES = {
     "BOOL": np.dtype(np.bool_),
@@ -62,9 +60,7 @@ def save(obj: Any, path: str | os.PathLike[str]) -> None:
     arrays: dict[str, np.ndarray] = {}
     tree = _flatten(obj, (), arrays)
     entry = json.dumps({"crc32": _checksum(arrays, tree), "tree": tree})
-    blob = serialize(
-        arrays, {ENTRY: entry}
-    )  # one entry, as their order is random: equal objects give equal files
+    blob = serialize(arrays, {ENTRY: entry})  # one entry, as their order is random: equal objects give equal files
     _check_blob(blob, arrays, name)
     _write_whole(blob, name)
 
@@ -106,14 +102,10 @@ def load(
         entry = json.loads(metadata[ENTRY])
         tree, wanted = entry["tree"], entry["crc32"]
     except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"load: '{name}' is corrupt: expected JSON with a tree in its header ({error!r})"
-        ) from None
+        raise ValueError(f"load: '{name}' is corrupt: expected JSON with a tree in its header ({error!r})") from None
     found = _checksum(arrays, tree)
     if found != wanted:
-        raise ValueError(
-            f"load: '{name}' is corrupt: its contents have the checksum {found}, expected {wanted}"
-        )
+        raise ValueError(f"load: '{name}' is corrupt: its contents have the checksum {found}, expected {wanted}")
     return _unflatten(tree, arrays, where, name)
 
 
@@ -126,9 +118,7 @@ def _path(path: Any, caller: str) -> str:
 def _write_whole(blob: bytes, name: str) -> None:
     folder, base = os.path.split(name)
     if not os.path.isdir(folder):
-        raise FileNotFoundError(
-            f"save: the folder '{folder}' does not exist; expected an existing one for '{base}'"
-        )
+        raise FileNotFoundError(f"save: the folder '{folder}' does not exist; expected an existing one for '{base}'")
     if os.path.isdir(name):
         raise IsADirectoryError(f"save: '{name}' is a folder; expected the path of a file")
     # In the same folder, because a rename is atomic only within one file system.
@@ -227,8 +217,7 @@ def _flatten(obj: Any, place: tuple[str, ...], arrays: dict[str, np.ndarray]) ->
         for k in obj:
             if not (k is None or isinstance(k, (str, bool, int, float))):
                 raise TypeError(
-                    f"save: a key of type {type(k).__name__} at {_at(place)}, "
-                    "expected str, int, float, bool or None"
+                    f"save: a key of type {type(k).__name__} at {_at(place)}, expected str, int, float, bool or None"
                 )
         pairs = [(k, _flatten(v, (*place, str(k)), arrays)) for k, v in obj.items()]
         return dict(pairs) if plain else {"$dict": [list(p) for p in pairs]}

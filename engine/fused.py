@@ -84,10 +84,8 @@ class NllLoss(ArrayFunction):
         if not isinstance(grad, Variable):
             return backends.nll_loss_backward(grad, logp, target, weight, ctx.o), None, None, None
         # Linear in logp: the derivative is a constant, times the upstream gradient.
-        x = logp._array
-        one = namespace(x).ones(grad.shape, x.dtype)
-        arrays = (t._array if isinstance(t, Variable) else t for t in (target, weight))
-        slope = grad._make(backends.nll_loss_backward(one, x, *arrays, ctx.o))
+        x, indices, w = (t._array if isinstance(t, Variable) else t for t in (logp, target, weight))
+        slope = grad._make(backends.nll_loss_backward(namespace(x).ones(grad.shape, x.dtype), x, indices, w, ctx.o))
         spread = shaping.unsqueeze(grad, 1 if x.ndim > 1 else 0) if ctx.o.reduction == "none" else grad
         return spread * slope, None, None, None
 
@@ -107,9 +105,7 @@ class CrossEntropy(ArrayFunction):
     keeps_half = False  # stats stay wide; the loss comes rounded
 
     @staticmethod
-    def forward(
-        ctx: Any, logits: Array, target: Array, weight: Array | None, o: LossOptions, want_stats: bool
-    ) -> Any:
+    def forward(ctx: Any, logits: Array, target: Array, weight: Array | None, o: LossOptions, want_stats: bool) -> Any:
         need_logits, need_target, *_ = ctx.needs_input_grad or (False, False)
         at_once = need_logits and o.reduction != "none"
         made = backends.cross_entropy(logits, target, weight, o, at_once, want_stats)
@@ -158,8 +154,11 @@ class LinearCrossEntropy(ArrayFunction):
     def backward(ctx: Any, grad: Array, *of_stats: Any) -> Any:
         if ctx.o.reduction != "none":
             return (*(_scaled(g, grad) for g in ctx.kept), None, None, None)
-        needs = ctx.needs_input_grad[:4]
-        return (*backends.linear_cross_entropy_backward(grad, *ctx.saved, ctx.o, needs), None, None, None)
+        x, linear_weight, linear_bias, target, weight = ctx.saved
+        made = backends.linear_cross_entropy_backward(
+            grad, x, linear_weight, linear_bias, target, weight, ctx.o, ctx.needs_input_grad[:4]
+        )
+        return (*made, None, None, None)
 
 
 # --- as nn/functional.py calls them, the same names as in torch/ ------------------------------------------------------

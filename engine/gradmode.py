@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+
 class _Mode(threading.local):
     enabled = True
 

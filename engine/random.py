@@ -12,7 +12,7 @@ from .storage import Array, device, module_for
 class Generator:
     """A stream of random numbers with a state of its own, for every device it is asked to draw on.
 
-    The numbers are NumPy's (or CuPy's on a GPU) PCG64, not torch's: a seed repeats a run of this library, not one of torch.
+    The numbers are NumPy's (CuPy's on a GPU), not torch's: a seed repeats a run of this library, not one of torch.
     """
 
     def __init__(self, device: Any = None):

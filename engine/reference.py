@@ -1,8 +1,8 @@
 """The fused operations in plain array code: what every backend has to equal, and the fallback of last resort.
 
 Arrays are NumPy's or CuPy's, of any strides; every function writes into the outputs it is handed and returns nothing.
-An output that is None is not wanted. Everything is computed in float64 and rounded once, when it is written: this is the
-oracle, so it is exact before it is fast. Rows are what remains of the logits' shape without the class dimension.
+An output that is None is not wanted. Everything is computed in float64 and rounded once, when it is written: this is
+the oracle, so it is exact before it is fast. Rows are what remains of the logits' shape without the class dimension.
 """
 
 from __future__ import annotations
@@ -402,7 +402,9 @@ def linear_cross_entropy(
             out[...] = summed
 
 
-def _mean_denominators(rows: Array, weight: Array | None, o: LossOptions, classes: int, indices: bool) -> tuple[Any, Any]:
+def _mean_denominators(
+    rows: Array, weight: Array | None, o: LossOptions, classes: int, indices: bool
+) -> tuple[Any, Any]:
     xp = namespace(rows)
     if not indices:
         count = float(np.prod(rows.shape[:-1]))

@@ -1,4 +1,4 @@
-"""Linear regression by gradient descent, with the gradient from autograd. Change the import for torch and it runs too."""
+"""Linear regression by gradient descent, with the gradient from autograd."""
 
 import tilegrad as torch
 

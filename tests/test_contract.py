@@ -1,7 +1,7 @@
 """The contract: every fused operation, on every backend and every kind of array, over its options, shapes and layouts.
 
-A new backend joins by its name in BACKENDS. The truth is float64 torch on the same inputs; in lower precisions an error is
-compared with torch's own on the same inputs: at most twice it in any case, and not above it on the geometric mean.
+A new backend joins by its name in BACKENDS. The truth is float64 torch on the same inputs; in lower precisions an error
+is compared with torch's own on the same inputs: at most twice it in any case, and not above it on the geometric mean.
 """
 
 from __future__ import annotations
@@ -122,7 +122,9 @@ def judged(
     return judge.ratios
 
 
-def drawn(rng: np.random.Generator, shape: tuple[int, ...], dtype: str, layout: str = "contiguous", scale: float = 1.0) -> np.ndarray:
+def drawn(
+    rng: np.random.Generator, shape: tuple[int, ...], dtype: str, layout: str = "contiguous", scale: float = 1.0
+) -> np.ndarray:
     return laid_out((scale * rng.standard_normal(shape)).astype(DTYPES[dtype]), layout)
 
 
@@ -151,7 +153,13 @@ def linear_case(case: dict[str, Any], seed: int) -> list[float]:
 
 
 LINEAR = pairwise(
-    1, activation=list(truth.ACTIVATIONS), shape=LINEAR_SHAPES, layout=LAYOUTS, dtype=list(DTYPES), kind=KINDS, bias=(True, False)
+    1,
+    activation=list(truth.ACTIVATIONS),
+    shape=LINEAR_SHAPES,
+    layout=LAYOUTS,
+    dtype=list(DTYPES),
+    kind=KINDS,
+    bias=(True, False),
 )
 
 
@@ -162,7 +170,17 @@ def test_linear(backend: str, case: dict[str, Any]) -> None:
 
 # --- softmax ----------------------------------------------------------------------------------------------------------
 
-SOFTMAX_SHAPES = [((8, 64), 1), ((5, 7), 0), ((3, 5, 7), 1), ((4, 1), 1), ((1, 9), -1), ((6,), 0), ((), 0), ((0, 4), 1), ((2, 300), 1)]
+SOFTMAX_SHAPES = [
+    ((8, 64), 1),
+    ((5, 7), 0),
+    ((3, 5, 7), 1),
+    ((4, 1), 1),
+    ((1, 9), -1),
+    ((6,), 0),
+    ((), 0),
+    ((0, 4), 1),
+    ((2, 300), 1),
+]
 
 
 def softmax_case(case: dict[str, Any], seed: int) -> list[float]:
@@ -177,7 +195,9 @@ def softmax_case(case: dict[str, Any], seed: int) -> list[float]:
     )  # fmt: skip
 
 
-SOFTMAX = pairwise(2, op=("softmax", "log_softmax"), shape=SOFTMAX_SHAPES, layout=LAYOUTS, dtype=list(DTYPES), kind=KINDS)
+SOFTMAX = pairwise(
+    2, op=("softmax", "log_softmax"), shape=SOFTMAX_SHAPES, layout=LAYOUTS, dtype=list(DTYPES), kind=KINDS
+)
 
 
 @pytest.mark.parametrize("case", SOFTMAX, ids=case_id)
@@ -203,7 +223,9 @@ def loss_target(rng: np.random.Generator, case: dict[str, Any], shape: tuple[int
     classes, rows = (shape[1], (shape[0], *shape[2:])) if len(shape) > 1 else (shape[0], ())
     if case["target"] == "probabilities":
         p = rng.random(shape)
-        return laid_out((p / p.sum(1 if len(shape) > 1 else 0, keepdims=True)).astype(DTYPES[case["dtype"]]), case["layout"])
+        return laid_out(
+            (p / p.sum(1 if len(shape) > 1 else 0, keepdims=True)).astype(DTYPES[case["dtype"]]), case["layout"]
+        )
     t = rng.integers(0, classes, rows)
     if t.size > 2:
         t.flat[1] = case["ignore_index"] if case["ignore_index"] < classes else 0
@@ -224,7 +246,9 @@ def cross_entropy_case(case: dict[str, Any], seed: int) -> list[float]:
     arrays = {
         "logits": drawn(rng, shape, dt, case["layout"], 3.0),
         "target": loss_target(rng, case, shape),
-        "weight": laid_out((rng.random(classes) + 0.5).astype(DTYPES[dt]), case["layout"]) if case["weighted"] else None,
+        "weight": laid_out((rng.random(classes) + 0.5).astype(DTYPES[dt]), case["layout"])
+        if case["weighted"]
+        else None,
     }
     options = loss_options(case)
     return judged(
@@ -254,7 +278,9 @@ def nll_loss_case(case: dict[str, Any], seed: int) -> list[float]:
     arrays = {
         "logp": laid_out((-5 * rng.random(shape)).astype(DTYPES[dt]), case["layout"]),
         "target": loss_target(rng, {**case, "target": "indices"}, shape),
-        "weight": laid_out((rng.random(classes) + 0.5).astype(DTYPES[dt]), case["layout"]) if case["weighted"] else None,
+        "weight": laid_out((rng.random(classes) + 0.5).astype(DTYPES[dt]), case["layout"])
+        if case["weighted"]
+        else None,
     }
     options = {k: case[k] for k in ("reduction", "ignore_index")}
     return judged(
@@ -271,7 +297,16 @@ def test_nll_loss(backend: str, case: dict[str, Any]) -> None:
 
 
 # N (None: no batch), K, C, (further dimensions)
-LCE_SHAPES = [(16, 8, 32, ()), (7, 5, 13, ()), (None, 6, 9, ()), (1, 3, 4, ()), (5, 1, 2, ()), (4, 3, 5, (2,)), (3, 4, 6, (2, 3)), (9, 4, 1, ())]
+LCE_SHAPES = [
+    (16, 8, 32, ()),
+    (7, 5, 13, ()),
+    (None, 6, 9, ()),
+    (1, 3, 4, ()),
+    (5, 1, 2, ()),
+    (4, 3, 5, (2,)),
+    (3, 4, 6, (2, 3)),
+    (9, 4, 1, ()),
+]
 
 
 def linear_cross_entropy_case(case: dict[str, Any], seed: int) -> list[float]:
@@ -326,7 +361,9 @@ SUITES = {
 @pytest.mark.parametrize("op", SUITES)
 def test_error_is_not_above_torchs_on_the_geometric_mean(backend: str, op: str, dtype: str) -> None:
     run, cases = SUITES[op]
-    ratios = [r for seed in (10, 11) for case in cases if case["kind"] != "numpy" for r in run({**case, "dtype": dtype}, seed)]
+    ratios = [
+        r for seed in (10, 11) for case in cases if case["kind"] != "numpy" for r in run({**case, "dtype": dtype}, seed)
+    ]
     assert len(ratios) > 20
     mean = math.exp(np.log(ratios).mean())
     assert mean <= 1, f"geometric mean of error ÷ torch's error: {mean:.3f} over {len(ratios)} results"

@@ -1,4 +1,4 @@
-"""The course programs in examples/ train on tilegrad, and are torch programs: with the imports changed back they run there."""
+"""The course programs in examples/ train on tilegrad, and with their imports changed back they are torch programs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ EXAMPLES = sorted((Path(__file__).resolve().parents[1] / "examples").glob("*.py"
 def test_example_trains_on_tilegrad_and_is_a_torch_program(path: Path, tmp_path: Path) -> None:
     source = path.read_text()
     assert "tilegrad" in source
-    for name, text in (("tilegrad", source), ("torch", source.replace("import tilegrad as torch", "import torch").replace("tilegrad", "torch"))):
+    for name, text in (
+        ("tilegrad", source),
+        ("torch", source.replace("import tilegrad as torch", "import torch").replace("tilegrad", "torch")),
+    ):
         program = tmp_path / f"{name}_program.py"
         program.write_text(text)
         done = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=300)

@@ -174,7 +174,9 @@ def test_bfloat16_logits_give_the_loss_of_the_same_values_in_float32(kind: str) 
     t = classes(64, 1000)
     for options in ({}, {"label_smoothing": 0.1, "z_loss": 0.01, "softcap": 10.0}, {"reduction": "none"}):
         half, half_stats = F.cross_entropy(make(kind, x), make(kind, t), return_stats=True, **options)
-        full, full_stats = F.cross_entropy(make(kind, x.astype(np.float32)), make(kind, t), return_stats=True, **options)
+        full, full_stats = F.cross_entropy(
+            make(kind, x.astype(np.float32)), make(kind, t), return_stats=True, **options
+        )
         np.testing.assert_allclose(values(half_stats.lse), values(full_stats.lse), rtol=1e-5)
         # The loss itself is rounded once, to the dtype that torch returns.
         np.testing.assert_array_equal(values(half), values(full).astype(ml_dtypes.bfloat16).astype(np.float64))
@@ -249,7 +251,12 @@ def test_backward_runs_twice_with_retain_graph(kind: str, reduction: str) -> Non
 
 
 def test_second_derivatives_are_right_or_a_clear_error() -> None:
-    x, w, b, t = draw(4, 3, dtype=np.float64), draw(6, 3, seed=1, dtype=np.float64), draw(6, seed=2, dtype=np.float64), classes(4, 6)
+    x, w, b, t = (
+        draw(4, 3, dtype=np.float64),
+        draw(6, 3, seed=1, dtype=np.float64),
+        draw(6, seed=2, dtype=np.float64),
+        classes(4, 6),
+    )
 
     def penalty(kind: str, grad: Callable[..., Any], function: Callable[..., Any]) -> list[np.ndarray]:
         given = [make(kind, v.copy(), True) for v in (x, w, b)]
@@ -430,8 +437,16 @@ def test_errors_name_what_came_and_what_was_expected(kind: str) -> None:
         (ValueError, "z_loss.*got -1", lambda: F.cross_entropy(x, t, z_loss=-1)),
         (ValueError, "ignore_index is for class indices, got 2", lambda: F.cross_entropy(x, x, ignore_index=2)),
         (ValueError, r"\[4, 3\] and \[5, 2\]", lambda: F.linear_cross_entropy(x, m(draw(5, 2)), t)),
-        (ValueError, r"linear_bias of shape \[5\], got \[3\]", lambda: F.linear_cross_entropy(x, w, t, linear_bias=m(draw(3)))),
-        (ValueError, "got -100 with class prob", lambda: F.linear_cross_entropy(x, w, m(draw(4, 5)), ignore_index=-100)),
+        (
+            ValueError,
+            r"linear_bias of shape \[5\], got \[3\]",
+            lambda: F.linear_cross_entropy(x, w, t, linear_bias=m(draw(3))),
+        ),
+        (
+            ValueError,
+            "got -100 with class prob",
+            lambda: F.linear_cross_entropy(x, w, m(draw(4, 5)), ignore_index=-100),
+        ),
         (ValueError, r"target of shape \[4\]", lambda: F.nll_loss(x, m(classes(3, 3)))),
     ]
     for error, message, call in cases:
@@ -462,7 +477,7 @@ def test_class_weights_that_require_grad_are_refused() -> None:
 
 
 def test_a_backend_that_cannot_run_says_why_and_runs_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match='expected "auto", \'reference\'.*got \'cublas\''), tg.backend("cublas"):
+    with pytest.raises(ValueError, match=r"expected \"auto\", 'reference'.*got 'cublas'"), tg.backend("cublas"):
         pass
     for name, can_run, sentence in tg.backends.describe():
         if not can_run:
@@ -475,7 +490,7 @@ def test_a_backend_that_cannot_run_says_why_and_runs_nothing_else(monkeypatch: p
                 F.softmax(draw(2, 2), 1)
     monkeypatch.setattr(tg.backends._chosen, "name", None)
     monkeypatch.setenv("TILEGRAD_BACKEND", "nonsense")
-    with pytest.raises(ValueError, match="TILEGRAD_BACKEND.*got 'nonsense'"):
+    with pytest.raises(ValueError, match=r"TILEGRAD_BACKEND.*got 'nonsense'"):
         F.softmax(draw(2, 2), 1)
 
 
@@ -498,7 +513,10 @@ def torch_calls() -> list[tuple[Any, tuple[Any, ...]]]:
         (ops.nll_loss, (logits, t, torch.rand(6), "none", 1)),
         (ops.cross_entropy, (logits, t, None, "mean", *loss_options, True, True)),
         (ops.cross_entropy, (logits, t, None, "none", *loss_options, False, False)),
-        (ops.linear_cross_entropy, (a, c[:, None], None, t[:, None], None, "sum", *loss_options, [True, True, False, False], True)),
+        (
+            ops.linear_cross_entropy,
+            (a, c[:, None], None, t[:, None], None, "sum", *loss_options, [True, True, False, False], True),
+        ),
         (ops.linear_cross_entropy, (a, c[:, None], None, t[:, None], None, "none", *loss_options, [False] * 4, False)),
     ]
 

@@ -22,9 +22,6 @@ class Main(click.Group):
         kwargs["standalone_mode"] = False
         try:
             code = super().main(*args, **kwargs)
-        except click.exceptions.NoArgsIsHelpError as error:
-            click.echo(error.ctx.get_help() if error.ctx else "", err=True)
-            code = 2
         except click.UsageError as error:
             command = error.ctx.command_path if error.ctx else "tilegrad"
             code = _complain(f"{error.format_message()} ('{command} --help' lists what there is)")
@@ -43,7 +40,10 @@ def _complain(message: str, code: int = 2) -> int:
 
 
 @click.group(
-    "tilegrad", cls=Main, context_settings={"help_option_names": ["-h", "--help"], "show_default": True}
+    "tilegrad",
+    cls=Main,
+    no_args_is_help=False,  # a missing command is an error like any other
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
 )
 @click.version_option(__version__, prog_name="tilegrad")
 def main() -> None:

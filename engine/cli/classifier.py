@@ -107,18 +107,14 @@ def activation_names() -> list[str]:
     return list(ACTIVATIONS)
 
 
-def loss_and_accuracy(
-    network: nn.Module, x: Tensor, y: Tensor, label_smoothing: float
-) -> tuple[float, float]:
+def loss_and_accuracy(network: nn.Module, x: Tensor, y: Tensor, label_smoothing: float) -> tuple[float, float]:
     """The mean cross-entropy of a part of the data, and the fraction of its rows that are right."""
     network.eval()
     loss, right = 0.0, 0
     with no_grad():
         for start in range(0, len(x), ROWS_AT_ONCE):
             logits, target = network(x[start : start + ROWS_AT_ONCE]), y[start : start + ROWS_AT_ONCE]
-            summed = nn.functional.cross_entropy(
-                logits, target, reduction="sum", label_smoothing=label_smoothing
-            )
+            summed = nn.functional.cross_entropy(logits, target, reduction="sum", label_smoothing=label_smoothing)
             loss += summed.item()
             right += int((logits.argmax(1) == target).sum().item())
     return loss / len(x), right / len(x)

@@ -17,9 +17,7 @@ def info() -> None:
     """Show versions, devices and backends, and for what cannot run why not and what would mend it."""
     click.echo("versions")
     versions = {"tilegrad": __version__, "python": platform.python_version()}
-    distributions = (
-        importlib.metadata.packages_distributions()
-    )  # cupy comes as cupy-cuda12x, cupy-cuda13x, ...
+    distributions = importlib.metadata.packages_distributions()  # cupy comes as cupy-cuda12x, cupy-cuda13x, ...
     for package in PACKAGES:
         found = distributions.get(package)
         versions[package] = importlib.metadata.version(found[0]) if found else "not installed"

@@ -16,9 +16,7 @@ def check() -> None:
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:
-        raise UserError(
-            "--plot needs matplotlib, which is not installed: pip install tilegrad[demo]"
-        ) from None
+        raise UserError("--plot needs matplotlib, which is not installed: pip install tilegrad[demo]") from None
 
 
 def draw(history: list[dict[str, float]], test: dict[str, float], title: str, path: str) -> None:
@@ -37,8 +35,8 @@ def draw(history: list[dict[str, float]], test: dict[str, float], title: str, pa
     left, right = figure.subplots(1, 2)
     _panel(left, history, test, "loss", "Loss, lower is better")
     _panel(right, history, test, "accuracy", "Accuracy, higher is better")
-    right.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}" if value <= 1 else "")
-    note = "Train: mean over the batches of the epoch, with dropout.  Test: at the lowest validation loss."
+    right.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g}%" if value <= 1 else "")
+    note = "Train: mean over the batches of the epoch, while it learns.  Test: at the lowest validation loss."
     figure.supxlabel(note, x=0.012, ha="left", size=8, color="#666666")
     figure.savefig(path, format="png", metadata={"Software": None})
 
@@ -57,12 +55,17 @@ def _panel(axes: Any, history: list[dict[str, float]], test: dict[str, float], w
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(length=0, colors="#444444")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     axes.margins(y=0.12)  # room for the label of the test result, on the side away from the lines
-    number, side = (f"{test[what]:.1%}", -1) if what == "accuracy" else (f"{test[what]:.3f}", 1)
+    number, side, extreme = (f"{test[what]:.1%}", -1, min) if what == "accuracy" else (f"{test[what]:.3f}", 1, max)
+    # The label goes from the marker towards the middle, on the far side of what the lines do there.
+    at, third = int(test["epoch"]) - 1, len(history) // 3
+    late = 2 * at >= len(history)
+    near = slice(max(0, at - third), at) if late else slice(at + 1, at + third)
+    height = extreme([*train[near], *validation[near], test[what]])
     axes.annotate(
-        f"test {number}", xy=(test["epoch"], test[what]), xytext=(0, 14 * side), textcoords="offset points",
-        ha="right" if test["epoch"] > len(history) / 2 else "left", va="center", color=TEST, weight="bold",
+        f"test {number}", xy=(test["epoch"], height), xytext=(0, 13 * side), textcoords="offset points",
+        ha="right" if late else "left", va="center", color=TEST, weight="bold",
         size=10,
     )  # fmt: skip
     _label_ends(axes, [("train", train[-1], TRAIN), ("validation", validation[-1], VALIDATION)])

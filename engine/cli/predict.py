@@ -20,9 +20,7 @@ from .sources import SPELLINGS, load_source
 @click.argument("checkpoint", type=click.Path())
 @click.argument("input")
 @click.option("--device", default="cpu", help="cpu, cuda or cuda:N")
-@click.option(
-    "--backend", type=click.Choice(BACKENDS), default="auto", help="What computes the fused operations."
-)
+@click.option("--backend", type=click.Choice(BACKENDS), default="auto", help="What computes the fused operations.")
 def predict(checkpoint: str, input: str, device: str, backend: str) -> None:
     """Print row, class and probability, separated by tabs, for every row of INPUT.
 
@@ -49,9 +47,7 @@ def _features(spec: str, classifier: Classifier) -> np.ndarray:
         elif spec.endswith(".csv") and not spec.startswith("csv:"):
             features = _from_csv(spec, classifier)
         elif os.path.isfile(spec):
-            raise ValueError(
-                f"'{spec}': expected a file that ends in .npy or .csv, or a data set: {SPELLINGS}"
-            )
+            raise ValueError(f"'{spec}': expected a file that ends in .npy or .csv, or a data set: {SPELLINGS}")
         else:
             features = load_source(spec, "test").features
     if features.shape[1] != classifier.architecture.inputs:
@@ -78,9 +74,7 @@ def _from_npy(path: str, inputs: int) -> np.ndarray:
     bad = ~np.isfinite(rows)
     if bad.any():
         row, column = map(int, np.argwhere(bad)[0])
-        raise ValueError(
-            f"'{path}', row {row}, column {column}: {rows[row, column]}, expected a finite number"
-        )
+        raise ValueError(f"'{path}', row {row}, column {column}: {rows[row, column]}, expected a finite number")
     return rows
 
 

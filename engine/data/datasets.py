@@ -58,14 +58,10 @@ def digits() -> LabelledDataset:
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise ImportError(
-            "digits() needs scikit-learn, which is not installed: pip install tilegrad[demo]"
-        ) from None
+        raise ImportError("digits() needs scikit-learn, which is not installed: pip install tilegrad[demo]") from None
     raw = load_digits()
     features = (raw.data / 16).astype(np.float32)  # the pixels count 0 to 16
-    return LabelledDataset(
-        features, raw.target.astype(np.int64), [str(c) for c in raw.target_names], raw.feature_names
-    )
+    return LabelledDataset(features, raw.target.astype(np.int64), [str(c) for c in raw.target_names], raw.feature_names)
 
 
 # --- MNIST's IDX files --------------------------------------------------------------------------------------
@@ -100,18 +96,14 @@ def mnist(path: Path, train: bool = True) -> LabelledDataset:
 def _find(path: Path, stem: str, dims: int) -> str:
     folder = os.fspath(path)
     if not os.path.isdir(folder):
-        raise FileNotFoundError(
-            f"mnist: there is no folder '{folder}'; expected one with '{stem}-idx{dims}-ubyte'"
-        )
+        raise FileNotFoundError(f"mnist: there is no folder '{folder}'; expected one with '{stem}-idx{dims}-ubyte'")
     for below in ("", os.path.join("MNIST", "raw"), "raw"):
         for dash in "-.":
             for ending in ("", ".gz"):
                 name = os.path.join(folder, below, f"{stem}{dash}idx{dims}-ubyte{ending}")
                 if os.path.isfile(name):
                     return name
-    raise FileNotFoundError(
-        f"mnist: '{folder}' holds no '{stem}-idx{dims}-ubyte', neither plain nor with '.gz'"
-    )
+    raise FileNotFoundError(f"mnist: '{folder}' holds no '{stem}-idx{dims}-ubyte', neither plain nor with '.gz'")
 
 
 def _idx(name: str, dims: int) -> np.ndarray:
@@ -124,8 +116,7 @@ def _idx(name: str, dims: int) -> np.ndarray:
     magic = bytes((0, 0, 8, dims))
     if blob[:4] != magic:
         raise ValueError(
-            f"'{name}' starts with the bytes {blob[:4].hex(' ') or 'of an empty file'}, "
-            f"expected {magic.hex(' ')}"
+            f"'{name}' starts with the bytes {blob[:4].hex(' ') or 'of an empty file'}, expected {magic.hex(' ')}"
         )
     start = 4 + 4 * dims
     if len(blob) < start:
@@ -166,18 +157,12 @@ def csv(path: Path, target: str | int = -1, *, task: str = "auto") -> LabelledDa
     labels = [row[at].strip() for row in table.rows]
     for line, label in zip(table.lines, labels, strict=True):
         if not label:
-            raise ValueError(
-                f"'{table.name}', line {line}, column '{table.header[at]}': empty, expected a target"
-            )
+            raise ValueError(f"'{table.name}', line {line}, column '{table.header[at]}': empty, expected a target")
     integers = all(_is_int(label) for label in labels)
-    if task == "regression" or (
-        task == "auto" and not integers and all(_is_float(label) for label in labels)
-    ):
+    if task == "regression" or (task == "auto" and not integers and all(_is_float(label) for label in labels)):
         targets, classes = numbers(table, [at])[:, 0], []
     else:
-        by_value = {
-            label: int(label) if integers else label for label in labels
-        }  # "1" and "01" are one class
+        by_value = {label: int(label) if integers else label for label in labels}  # "1" and "01" are one class
         kinds = sorted(set(by_value.values()))
         index = {kind: i for i, kind in enumerate(kinds)}
         targets = np.array([index[by_value[label]] for label in labels], np.int64)
@@ -214,20 +199,15 @@ def read_table(path: Path) -> Table:
         raise ValueError(f"'{name}' is empty, expected a header line and rows of numbers")
     header = [column.strip() for column in rows[0]]
     if all(_is_float(column) for column in header):
-        raise ValueError(
-            f"'{name}', line {lines[0]}: numbers, expected a header line with the names of the columns"
-        )
+        raise ValueError(f"'{name}', line {lines[0]}: numbers, expected a header line with the names of the columns")
     for column in header:
         if header.count(column) > 1:
             raise ValueError(
-                f"'{name}', line {lines[0]}: {header.count(column)} columns are called '{column}', "
-                "expected one"
+                f"'{name}', line {lines[0]}: {header.count(column)} columns are called '{column}', expected one"
             )
     for row, line in zip(rows, lines, strict=True):
         if len(row) != len(header):
-            raise ValueError(
-                f"'{name}', line {line}: {len(row)} columns, expected {len(header)} as in the header"
-            )
+            raise ValueError(f"'{name}', line {line}: {len(row)} columns, expected {len(header)} as in the header")
     if len(rows) == 1:
         raise ValueError(f"'{name}' has a header line only, expected rows of numbers below it")
     return Table(name, header, rows[1:], lines[1:])
@@ -236,9 +216,7 @@ def read_table(path: Path) -> Table:
 def numbers(table: Table, columns: Sequence[int]) -> np.ndarray:
     """These columns of a table as float32, (rows, columns)."""
     if not columns:
-        raise ValueError(
-            f"'{table.name}' has only the column '{table.header[0]}', expected features beside the target"
-        )
+        raise ValueError(f"'{table.name}' has only the column '{table.header[0]}', expected features beside the target")
     values = np.empty((len(table.rows), len(columns)), np.float32)
     for j, column in enumerate(columns):
         try:
@@ -263,9 +241,7 @@ def _column(table: Table, target: str | int) -> int:
     if isinstance(target, str):
         if target in table.header:
             return table.header.index(target)
-        raise ValueError(
-            f"'{table.name}' has no column '{target}', expected one of {', '.join(table.header)}"
-        )
+        raise ValueError(f"'{table.name}' has no column '{target}', expected one of {', '.join(table.header)}")
     if not -width <= target < width:
         raise ValueError(f"'{table.name}' has no column {target}, expected {-width} to {width - 1}")
     return target % width

@@ -41,9 +41,7 @@ class TensorDataset(Dataset[tuple[Tensor, ...]]):
                 raise TypeError(f"TensorDataset: expected Tensors, got {type(t).__name__}")
         if any(t.ndim == 0 for t in tensors) or len({len(t) for t in tensors}) != 1:
             shapes = ", ".join(str(tuple(t.shape)) for t in tensors)
-            raise ValueError(
-                f"TensorDataset: expected tensors with the same first dimension, got shapes {shapes}"
-            )
+            raise ValueError(f"TensorDataset: expected tensors with the same first dimension, got shapes {shapes}")
         self.tensors = tensors
 
     def __getitem__(self, index: Any) -> tuple[Tensor, ...]:
@@ -127,9 +125,7 @@ def train_validation_test_split(
 
 def _length(dataset: Any, caller: str) -> int:
     if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
-        raise TypeError(
-            f"{caller}: expected a dataset with __len__ and __getitem__, got {type(dataset).__name__}"
-        )
+        raise TypeError(f"{caller}: expected a dataset with __len__ and __getitem__, got {type(dataset).__name__}")
     return len(dataset)
 
 
@@ -138,9 +134,7 @@ def _permutation(n: int, generator: Any) -> np.ndarray:
     if isinstance(generator, (int, np.integer)):
         return np.random.default_rng(int(generator)).permutation(n)
     if generator is not None and not isinstance(generator, Generator):
-        raise TypeError(
-            f"expected generator to be a tilegrad.Generator or a seed, got {type(generator).__name__}"
-        )
+        raise TypeError(f"expected generator to be a tilegrad.Generator or a seed, got {type(generator).__name__}")
     return randperm(n, generator=generator).numpy()
 
 
@@ -193,12 +187,11 @@ class DataLoader(Generic[T]):
         seed: makes the order depend on this number and on how many passes were begun only (see
             ``set_epoch``). Without it the order comes from ``generator``, and without that from the global
             one (``tilegrad.manual_seed``).
-        num_workers: 0. There are no worker processes.
-        pin_memory: accepted for torch's sake, changes nothing.
+        num_workers, pin_memory: accepted for torch's sake. Batches are made in this process; no result depends on it.
 
     Raises:
         TypeError: a dataset without ``__len__`` or ``__getitem__``.
-        ValueError: ``batch_size`` below 1, ``num_workers`` above 0, or both ``seed`` and ``generator``.
+        ValueError: ``batch_size`` below 1, ``num_workers`` below 0, or both ``seed`` and ``generator``.
     """
 
     def __init__(
@@ -216,17 +209,11 @@ class DataLoader(Generic[T]):
     ):
         _length(dataset, "DataLoader")
         if isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
-            raise ValueError(
-                f"DataLoader: expected batch_size to be an integer of at least 1, got {batch_size!r}"
-            )
-        if num_workers != 0:
-            raise ValueError(
-                f"DataLoader: expected num_workers=0 (batches are made in this process), got {num_workers}"
-            )
+            raise ValueError(f"DataLoader: expected batch_size to be an integer of at least 1, got {batch_size!r}")
+        if num_workers < 0:
+            raise ValueError(f"DataLoader: expected num_workers not to be negative, got {num_workers}")
         if seed is not None and generator is not None:
-            raise ValueError(
-                f"DataLoader: expected a seed or a generator, got both: seed={seed} and {generator!r}"
-            )
+            raise ValueError(f"DataLoader: expected a seed or a generator, got both: seed={seed} and {generator!r}")
         self.dataset = dataset
         self.batch_size = int(batch_size)
         self.shuffle = bool(shuffle)
@@ -268,9 +255,7 @@ class DataLoader(Generic[T]):
                 chosen: Iterable[int] = range(start, stop) if order is None else order[start:stop].tolist()
                 yield collate([self.dataset[i] for i in chosen])
             elif order is None:
-                yield [
-                    t[start:stop].clone() for t in tensors
-                ]  # a plain slice would share the dataset's memory
+                yield [t[start:stop].clone() for t in tensors]  # a plain slice would share the dataset's memory
             else:
                 yield [t[order[start:stop]] for t in tensors]
 

@@ -1,7 +1,7 @@
 """torch.nn.functional's names on tilegrad Tensors, torch tensors, NumPy arrays and CuPy arrays.
 
-Each function takes the kind it is handed and returns that kind. Here are the fused operations, with all of their checks:
-what is wrong is said before anything runs. Activations and elementwise losses are in pointwise.py.
+Each function takes the kind it is handed and returns that kind. Here are the fused operations, with all of their
+checks: what is wrong is said before anything runs. Activations and elementwise losses are in pointwise.py.
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ from ..activations import ACTIVATIONS
 from ..backends import LossOptions
 from ..gradmode import no_grad
 from ..tensor import Tensor, wrap
-from .pointwise import (
-    binary_cross_entropy, binary_cross_entropy_with_logits, dropout, elu, gelu, hardtanh, hinge_embedding_loss, huber_loss,
-    kl_div, l1_loss, leaky_relu, logsigmoid, margin_ranking_loss, mish, mse_loss, multi_margin_loss, normalize, one_hot,
-    relu, relu2, selu, sigmoid, silu, smooth_l1_loss, soft_margin_loss, softplus, tanh,
+
+from .pointwise import (  # isort: skip
+    binary_cross_entropy, binary_cross_entropy_with_logits, dropout, elu, gelu, hardtanh, hinge_embedding_loss,
+    huber_loss, kl_div, l1_loss, leaky_relu, logsigmoid, margin_ranking_loss, mish, mse_loss, multi_margin_loss,
+    normalize, one_hot, relu, relu2, selu, sigmoid, silu, smooth_l1_loss, soft_margin_loss, softplus, tanh,
 )  # fmt: skip
 
 __all__ = [
-    "LossStats", "binary_cross_entropy", "binary_cross_entropy_with_logits", "cross_entropy", "dropout", "elu", "gelu",
-    "hardtanh", "hinge_embedding_loss", "huber_loss", "kl_div", "l1_loss", "leaky_relu", "linear", "linear_cross_entropy",
-    "log_softmax", "logsigmoid", "margin_ranking_loss", "mish", "mse_loss", "multi_margin_loss", "nll_loss", "normalize",
-    "one_hot", "relu", "relu2", "selu", "sigmoid", "silu", "smooth_l1_loss", "soft_margin_loss", "softmax", "softplus",
-    "tanh",
+    "LossStats", "binary_cross_entropy", "binary_cross_entropy_with_logits", "cross_entropy", "dropout", "elu",
+    "gelu", "hardtanh", "hinge_embedding_loss", "huber_loss", "kl_div", "l1_loss", "leaky_relu", "linear",
+    "linear_cross_entropy", "log_softmax", "logsigmoid", "margin_ranking_loss", "mish", "mse_loss",
+    "multi_margin_loss", "nll_loss", "normalize", "one_hot", "relu", "relu2", "selu", "sigmoid", "silu",
+    "smooth_l1_loss", "soft_margin_loss", "softmax", "softplus", "tanh",
 ]  # fmt: skip
 
 
@@ -44,7 +45,7 @@ class LossStats(NamedTuple):
 
 
 def kind_of(x: Any) -> str:
-    """"Tensor", "torch", "numpy" or "cupy"; TypeError for anything else."""
+    """ "Tensor", "torch", "numpy" or "cupy"; TypeError for anything else."""
     if isinstance(x, Tensor):
         return "Tensor"
     if isinstance(x, (np.ndarray, np.generic)):
@@ -71,7 +72,9 @@ def _kind(name: str, **arrays: Any) -> str:
     if kinds[first] != "numpy":
         for k, v in given.items():
             if str(v.device) != str(given[first].device):
-                raise ValueError(f"{name}: {first} is on {given[first].device} and {k} on {v.device}; expected one device")
+                raise ValueError(
+                    f"{name}: {first} is on {given[first].device} and {k} on {v.device}; expected one device"
+                )
     return kinds[first]
 
 
@@ -226,7 +229,9 @@ def _reduction(name: str, size_average: bool | None, reduce: bool | None, reduct
     return reduction
 
 
-def _options(name: str, reduction: str, ignore_index: int, label_smoothing: float, z_loss: float, softcap: float | None) -> LossOptions:
+def _options(
+    name: str, reduction: str, ignore_index: int, label_smoothing: float, z_loss: float, softcap: float | None
+) -> LossOptions:
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"{name}: expected label_smoothing between 0 and 1, got {label_smoothing}")
     if not (z_loss >= 0.0 and math.isfinite(z_loss)):
@@ -244,12 +249,19 @@ def _check_classes(name: str, shape: tuple[int, ...], input: Any, target: Any, w
     if weight is not None:
         _same_dtype(name, input=input, weight=weight)
         if tuple(weight.shape) != (classes,):
-            raise ValueError(f"{name}: expected a weight of shape [{classes}], one for each class, got {list(weight.shape)}")
+            raise ValueError(
+                f"{name}: expected a weight of shape [{classes}], one for each class, got {list(weight.shape)}"
+            )
         if getattr(weight, "requires_grad", False):
-            raise ValueError(f"{name}: class weights are constants, got a weight that requires grad; pass weight.detach()")
-    if tuple(target.shape) == tuple(shape) and (_is_floating(target) or tuple(shape) != rows):
+            raise ValueError(
+                f"{name}: class weights are constants, got a weight that requires grad; pass weight.detach()"
+            )
+    if tuple(target.shape) == tuple(shape):
         if not _is_floating(target):
-            raise TypeError(f"{name}: a target in the shape of the logits holds probabilities: expected a floating dtype, got {target.dtype}")
+            raise TypeError(
+                f"{name}: a target in the shape of the logits holds probabilities: "
+                f"expected a floating dtype, got {target.dtype}"
+            )
         _same_dtype(name, input=input, target=target)
         if ignore_index >= 0:
             raise ValueError(f"{name}: ignore_index is for class indices, got {ignore_index} with class probabilities")
@@ -325,9 +337,9 @@ def cross_entropy(
 
 
 def linear_cross_entropy(
-    input: Any, linear_weight: Any, target: Any, *, linear_bias: Any = None, weight: Any = None, reduction: str = "mean",
-    ignore_index: int | None = None, label_smoothing: float = 0.0, options: Any = None, z_loss: float = 0.0,
-    softcap: float | None = None, return_stats: bool = False,
+    input: Any, linear_weight: Any, target: Any, *, linear_bias: Any = None, weight: Any = None,
+    reduction: str = "mean", ignore_index: int | None = None, label_smoothing: float = 0.0, options: Any = None,
+    z_loss: float = 0.0, softcap: float | None = None, return_stats: bool = False,
 ) -> Any:  # fmt: skip
     """``cross_entropy(linear(input, linear_weight, linear_bias), target)`` without ever holding all of the logits.
 
@@ -347,7 +359,12 @@ def linear_cross_entropy(
     kind = _kind(name, input=input, linear_weight=linear_weight, target=target, linear_bias=linear_bias, weight=weight)
     _same_dtype(name, input=input, linear_weight=linear_weight, linear_bias=linear_bias)
     o = _options(
-        name, _reduction(name, None, None, reduction), -100 if ignore_index is None else ignore_index, label_smoothing, z_loss, softcap
+        name,
+        _reduction(name, None, None, reduction),
+        -100 if ignore_index is None else ignore_index,
+        label_smoothing,
+        z_loss,
+        softcap,
     )
     if input.ndim not in (1, 2) or linear_weight.ndim < 2 or input.shape[-1] != linear_weight.shape[-1]:
         raise ValueError(
@@ -356,9 +373,14 @@ def linear_cross_entropy(
         )
     classes, *positions, features = linear_weight.shape
     if linear_bias is not None and tuple(linear_bias.shape) != (classes, *positions):
-        raise ValueError(f"{name}: expected a linear_bias of shape {[classes, *positions]}, got {list(linear_bias.shape)}")
+        raise ValueError(
+            f"{name}: expected a linear_bias of shape {[classes, *positions]}, got {list(linear_bias.shape)}"
+        )
     if positions and input.ndim == 1:
-        raise ValueError(f"{name}: a linear_weight of shape {list(linear_weight.shape)} expects input (N, K), got {list(input.shape)}")
+        raise ValueError(
+            f"{name}: with a linear_weight of shape {list(linear_weight.shape)} expected input (N, K), "
+            f"got {list(input.shape)}"
+        )
     shape = (*input.shape[:-1], classes, *positions)
     probabilities = _check_classes(name, shape, input, target, weight, -100)
     if probabilities and ignore_index is not None:

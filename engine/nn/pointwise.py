@@ -37,13 +37,21 @@ def _any_kind(function: Callable[..., Any]) -> Callable[..., Any]:
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         given = [*args, *kwargs.values()]
         kinds = {
-            "numpy" if isinstance(x, np.ndarray) else "cupy" if storage.is_cupy(x) else "torch" if _is_torch(x) else "Tensor"
+            "numpy"
+            if isinstance(x, np.ndarray)
+            else "cupy"
+            if storage.is_cupy(x)
+            else "torch"
+            if _is_torch(x)
+            else "Tensor"
             for x in given
             if isinstance(x, Tensor) or _is_array(x) or _is_torch(x)
         }
         if len(kinds) != 1:
             got = " and ".join(sorted(kinds)) or ", ".join(type(x).__name__ for x in given[:1]) or "nothing"
-            raise TypeError(f"{function.__name__}: expected arrays of one kind (Tensor, torch, numpy or cupy), got {got}")
+            raise TypeError(
+                f"{function.__name__}: expected arrays of one kind (Tensor, torch, numpy or cupy), got {got}"
+            )
         if kinds <= {"Tensor", "torch"}:
             return function(*args, **kwargs)
         with no_grad():
@@ -211,10 +219,18 @@ def _reduced(name: str, loss: Any, size_average: bool | None, reduce: bool | Non
     raise ValueError(f"{name}: expected reduction 'none', 'mean' or 'sum', got {reduction!r}")
 
 
+def _same_shape(name: str, input: Any, target: Any) -> None:
+    if tuple(input.shape) != tuple(target.shape):
+        raise ValueError(
+            f"{name}: expected a target of the input's shape {list(input.shape)}, got {list(target.shape)}"
+        )
+
+
 def _broadcast(name: str, input: Any, target: Any) -> None:
     if tuple(input.shape) != tuple(target.shape):
         warnings.warn(
-            f"{name}: target of shape {list(target.shape)} is broadcast against input of shape {list(input.shape)}", stacklevel=5
+            f"{name}: target of shape {list(target.shape)} is broadcast against input of shape {list(input.shape)}",
+            stacklevel=5,
         )
 
 
@@ -299,16 +315,15 @@ def binary_cross_entropy(
     Raises:
         ValueError: shapes that differ, or probabilities outside [0, 1].
     """
-    if tuple(input.shape) != tuple(target.shape):
-        raise ValueError(
-            f"binary_cross_entropy: expected a target of the input's shape {list(input.shape)}, got {list(target.shape)}"
-        )
+    _same_shape("binary_cross_entropy", input, target)
     torch = _torch_functional(input)
     if torch:
         return torch.binary_cross_entropy(input, target, weight, size_average, reduce, reduction)
     x = input._array
     if isinstance(x, np.ndarray) and not ((x >= 0) & (x <= 1)).all():  # (to look would make a GPU wait)
-        raise ValueError("binary_cross_entropy: expected probabilities between 0 and 1; for logits use the _with_logits form")
+        raise ValueError(
+            "binary_cross_entropy: expected probabilities between 0 and 1; for logits use the _with_logits form"
+        )
     loss = elementwise.BinaryCrossEntropy.apply(input, target)
     return _reduced("binary_cross_entropy", loss if weight is None else loss * weight, size_average, reduce, reduction)
 
@@ -323,10 +338,7 @@ def binary_cross_entropy_with_logits(
     Raises:
         ValueError: shapes that differ.
     """
-    if tuple(input.shape) != tuple(target.shape):
-        raise ValueError(
-            f"binary_cross_entropy_with_logits: expected a target of the input's shape {list(input.shape)}, got {list(target.shape)}"
-        )
+    _same_shape("binary_cross_entropy_with_logits", input, target)
     log_p = logsigmoid(input)
     scale = 1 if pos_weight is None else (pos_weight - 1) * target + 1
     loss = (1 - target) * input - scale * log_p  # log(1 − σ(x)) = log σ(x) − x
@@ -384,8 +396,10 @@ def multi_margin_loss(
             f"multi_margin_loss: expected input (N, C) and target (N), got {list(input.shape)} and {list(target.shape)}"
         )
     classes = input.shape[-1]
-    if str(target.device) == "cpu" and target.numel() and not (0 <= int(target.min()) and int(target.max()) < classes):
-        raise IndexError(f"multi_margin_loss: expected targets in [0, {classes}), got {int(target.min())} to {int(target.max())}")
+    if str(target.device) == "cpu" and target.numel() and not (int(target.min()) >= 0 and int(target.max()) < classes):
+        raise IndexError(
+            f"multi_margin_loss: expected targets in [0, {classes}), got {int(target.min())} to {int(target.max())}"
+        )
     index = target.long().unsqueeze(-1)
     violation = (margin - input.gather(-1, index) + input).relu()  # with slope 0 at the margin, unlike clamp
     if p == 2:

@@ -23,10 +23,6 @@ def _or_empty(x: Tensor | None, like: Tensor) -> Tensor:
     return like.new_empty(0) if x is None else x
 
 
-def _or_none(x: Tensor | None) -> Tensor | None:
-    return None if x is None or x.numel() == 0 and x.ndim == 1 else x
-
-
 def _wide(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
@@ -190,9 +186,7 @@ def _nll_loss_backward(
 
 
 @_nll_loss_backward.register_fake
-def _(
-    grad: Tensor, input: Tensor, target: Tensor, weight: Tensor | None, reduction: str, ignore_index: int
-) -> Tensor:
+def _(grad: Tensor, input: Tensor, target: Tensor, weight: Tensor | None, reduction: str, ignore_index: int) -> Tensor:
     return torch.empty_like(input, memory_format=torch.contiguous_format)
 
 
