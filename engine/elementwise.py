@@ -20,6 +20,7 @@ from .storage import Array, is_floating, namespace, wide_dtype
 
 class To(ArrayFunction):
     keeps_half = False
+    torch_name = "ToCopyBackward0"
 
     @staticmethod
     def forward(ctx: Any, x: Array, dt: np.dtype) -> Array:
@@ -56,6 +57,8 @@ def _kept(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
 class Broadcast(ArrayFunction):
     """A view in which dimensions of size 1, and new leading ones, are repeated with stride 0."""
 
+    torch_name = "ExpandBackward0"
+
     @staticmethod
     def forward(ctx: Any, x: Array, shape: tuple[int, ...]) -> Array:
         ctx.shape = x.shape
@@ -73,6 +76,8 @@ class Sum(ArrayFunction):
     @staticmethod
     def forward(ctx: Any, x: Array, axes: tuple[int, ...], keepdim: bool) -> Array:
         ctx.shape, ctx.axes = x.shape, axes
+        if len(axes) < x.ndim:
+            ctx.torch_name = "SumBackward1"
         return x.sum(axis=axes, keepdims=keepdim, dtype=wide_dtype(x.dtype) if is_floating(x.dtype) else np.int64)
 
     @staticmethod
@@ -206,7 +211,8 @@ class Where(ArrayFunction):
     def forward(ctx: Any, condition: Array, a: Array, b: Array) -> Array:
         ctx.save(condition)
         ctx.shapes = _shape(a), _shape(b)
-        return namespace(condition).where(condition, a, b)
+        dt = (a if hasattr(a, "dtype") else b).dtype  # of bfloat16 and a number NumPy's where makes float64
+        return namespace(condition).where(condition, a, b).astype(dt, copy=False)
 
     @staticmethod
     def backward(ctx: Any, grad: Any) -> Any:
@@ -221,6 +227,8 @@ class Where(ArrayFunction):
 
 
 class Clamp(ArrayFunction):
+    torch_name = "ClampBackward1"
+
     @staticmethod
     def forward(ctx: Any, x: Array, low: float | None, high: float | None) -> Array:
         ctx.save(x)

@@ -14,7 +14,7 @@ from .elementwise import (
 )  # fmt: skip
 from .graph import Variable
 from .storage import (
-    get_default_dtype, is_floating, module_for, namespace, numpy_dtype, on_device_of, promote
+    get_default_dtype, is_floating, module_for, namespace, numpy_dtype, on_device_of, promote, wide
 )  # fmt: skip
 
 # --- operands ---------------------------------------------------------------------------------------------------------
@@ -140,10 +140,59 @@ def _plain(name: str, input: Any, other: Any) -> Any:
     """An elementwise operation without derivative, by its NumPy name."""
     a, b = _matched(name, input, other)
     like = a if isinstance(a, Variable) else b
-    x, y = (t._array if isinstance(t, Variable) else t for t in (a, b))
+    own = like._array.dtype
+    if name.startswith("bitwise") and is_floating(own):
+        raise TypeError(f"{name}: expected integers or bools, got {like.dtype}")
+    xp = namespace(like._array)
+    x, y = (wide(t._array) if isinstance(t, Variable) else t for t in (a, b))
     with np.errstate(all="ignore"), on_device_of(like._array):
-        result = getattr(namespace(like._array), name)(x, y)
-    return like._make(namespace(like._array).asarray(result))
+        result = xp.asarray(getattr(xp, name)(x, y))
+        return like._make(result.astype(own, copy=False) if is_floating(result.dtype) else result)
+
+
+def eq(input: Any, other: Any) -> Any:
+    """input = other, elementwise."""
+    return _plain("equal", input, other)
+
+
+def ne(input: Any, other: Any) -> Any:
+    """input ≠ other, elementwise."""
+    return _plain("not_equal", input, other)
+
+
+def lt(input: Any, other: Any) -> Any:
+    """input < other, elementwise."""
+    return _plain("less", input, other)
+
+
+def le(input: Any, other: Any) -> Any:
+    """input ≤ other, elementwise."""
+    return _plain("less_equal", input, other)
+
+
+def gt(input: Any, other: Any) -> Any:
+    """input > other, elementwise."""
+    return _plain("greater", input, other)
+
+
+def ge(input: Any, other: Any) -> Any:
+    """input ≥ other, elementwise."""
+    return _plain("greater_equal", input, other)
+
+
+def bitwise_and(input: Any, other: Any) -> Any:
+    """input & other, bit by bit."""
+    return _plain("bitwise_and", input, other)
+
+
+def bitwise_or(input: Any, other: Any) -> Any:
+    """input | other, bit by bit."""
+    return _plain("bitwise_or", input, other)
+
+
+def bitwise_xor(input: Any, other: Any) -> Any:
+    """Where input and other differ, bit by bit."""
+    return _plain("bitwise_xor", input, other)
 
 
 def floor_divide(input: Any, other: Any) -> Any:
@@ -208,6 +257,8 @@ clip = clamp
 
 def neg(input: Any) -> Any:
     """−input."""
+    if input._array.dtype == bool:
+        raise TypeError("neg: expected numbers, got a bool tensor; use logical_not (~)")
     return Neg.apply(input)
 
 

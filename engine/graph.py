@@ -48,6 +48,17 @@ class Variable:
 # --- Functions --------------------------------------------------------------------------------------------------------
 
 _numbers = itertools.count()  # of recorded calls: an input's number is always below its user's
+_stand_ins: dict[int, Variable] = {}
+
+
+def _stand_in(t: Variable) -> Variable:
+    """An empty tensor of the library and device of ``t``: what a node keeps in its place, so that ``t`` can be freed."""
+    x = t._array
+    where = -1 if type(x) is np.ndarray else int(x.device.id)
+    if where not in _stand_ins:
+        with on_device_of(x):
+            _stand_ins[where] = t._make(namespace(x).empty(0, x.dtype))
+    return _stand_ins[where]
 
 
 class Function:
@@ -92,10 +103,9 @@ class Function:
         """The gradients of forward's arguments from those of its outputs."""
         raise NotImplementedError("a Function that is differentiated needs a static backward(ctx, ...)")
 
-    @classmethod
-    def name(cls) -> str:
+    def name(self) -> str:
         """How the node is called in a tensor's repr."""
-        return f"{cls.__name__}Backward"
+        return f"{type(self).__name__}Backward"
 
     def save_for_backward(self, *tensors: Any) -> None:
         """Keep input or output tensors for ``backward``; what changes them in place before then is an error."""
@@ -134,7 +144,7 @@ class Function:
         outputs = result if isinstance(result, tuple) else (result,)
         if not recording:
             return result
-        ctx._like = tensors[0]
+        ctx._like = _stand_in(tensors[0])
         ctx._record(edges)
         made = []
         for i, output in enumerate(outputs):
@@ -182,6 +192,8 @@ class Function:
         with set_grad_enabled(create_graph):
             result = type(self).backward(self, *handed)
         result = result if isinstance(result, tuple) else (result,)
+        while len(result) > len(self.edges) and result[-1] is None:
+            result = result[:-1]  # for arguments with a default, left out of the call
         if len(result) != len(self.edges):
             raise RuntimeError(
                 f"{self.name()}: backward returned {len(result)} gradients, expected {len(self.edges)}, "
@@ -241,6 +253,7 @@ class ArrayFunction(Function):
     """
 
     keeps_half = True  # a float32 result of 16-bit inputs is rounded to their dtype, once, at the end
+    torch_name = ""  # of the node, where it is not that of the class
     differentiable = 1  # so many of the outputs, the first ones; the others have no gradient
     _kept: tuple[Any, ...] = ()
 
@@ -268,10 +281,9 @@ class ArrayFunction(Function):
         super()._free()
         self._kept = ()
 
-    @classmethod
-    def name(cls) -> str:
-        """How the node is called in a tensor's repr, as torch would."""
-        return f"{cls.__name__}Backward0"
+    def name(self) -> str:
+        """How the node is called in a tensor's repr: as torch would."""
+        return self.torch_name or f"{type(self).__name__}Backward0"
 
     @classmethod
     def apply(cls, *args: Any) -> Any:
@@ -283,6 +295,8 @@ class ArrayFunction(Function):
         for a in args:
             if isinstance(a, Variable):
                 like = a
+                if a._base is not None and a._seen != a._history[1]:
+                    a._edge()  # takes over what was recorded on its base
                 needs = needs or a.requires_grad
                 arrays.append(a._array)
             else:
@@ -292,16 +306,13 @@ class ArrayFunction(Function):
         needs = needs and _mode.enabled
         if needs:
             ctx.needs_input_grad = tuple([isinstance(a, Variable) and a.requires_grad for a in args])
-        if type(like._array) is np.ndarray:
-            with np.errstate(all="ignore"):  # log(0) and 0/0 are values here, as in torch, not warnings
-                result = cls.forward(ctx, *arrays)
-        else:
-            with on_device_of(like._array):
-                result = cls.forward(ctx, *arrays)
-        results = result if isinstance(result, tuple) else (result,)
-        outputs = [ctx._wrap(r, args, like) for r in results]
+        # log(0) and 0/0 are values here, as in torch, not warnings.
+        with np.errstate(all="ignore") if type(like._array) is np.ndarray else on_device_of(like._array):
+            result = cls.forward(ctx, *arrays)
+            results = result if isinstance(result, tuple) else (result,)
+            outputs = [ctx._wrap(r, args, like) for r in results]
         if needs:
-            ctx._like = like
+            ctx._like = _stand_in(like)
             ctx._record(tuple([a._edge() if isinstance(a, Variable) else None for a in args]))
             for i, o in enumerate(outputs[: cls.differentiable]):
                 ctx._attach(o, i)

@@ -9,7 +9,7 @@ import numpy as np
 from .elementwise import Broadcast, cast, dtype_of, sum_to
 from .functions import full_like, maximum, minimum, where
 from .graph import ArrayFunction, Variable
-from .reductions import amax, amin, argmax, argmin, axis_of
+from .reductions import amax, amin, argmax, argmin, axis_of, numpy_names
 from .storage import Array, address, byte_bounds, is_cupy, namespace, on_device_of, wide
 
 Size = tuple[int, ...]
@@ -22,6 +22,12 @@ class Index(ArrayFunction):
     def forward(ctx: Any, x: Array, key: Any) -> Array:
         ctx.shape, ctx.key = x.shape, key
         return x[key]
+
+    def name(self) -> str:
+        """torch's name of what the last part of the index does."""
+        keys = self.key if _is_basic(self.key) else ()
+        kinds = [{int: "Select", slice: "Slice"}.get(type(k), "Unsqueeze") for k in keys if k not in (slice(None), Ellipsis)]
+        return f"{kinds[-1] if kinds else 'Index'}Backward0"
 
     @staticmethod
     def backward(ctx: Any, grad: Any) -> Any:
@@ -56,25 +62,28 @@ def _is_basic(key: Any) -> bool:
     return all(k is None or k is Ellipsis or isinstance(k, (int, slice)) and not isinstance(k, bool) for k in keys)
 
 
+def _zeroed(grad: Any, mask: Array) -> Any:
+    """``grad`` with zeros where ``mask`` holds."""
+    xp = namespace(grad)
+    return xp.where(grad._make(mask) if isinstance(grad, Variable) else mask, xp.zeros_like(grad), grad)
+
+
 class IndexPut(ArrayFunction):
-    """A copy of ``x`` with ``value`` at ``key``: the recorded form of ``x[key] = value``."""
+    """``value`` written into ``x`` at ``key``, in place: the recorded form of ``x[key] = value``."""
 
     @staticmethod
     def forward(ctx: Any, x: Array, value: Array, key: Any) -> Array:
         ctx.key, ctx.shape = key, value.shape
-        y = x.copy()
-        y[key] = value
-        return y
+        x[key] = value
+        return x
 
     @staticmethod
     def backward(ctx: Any, grad: Any) -> Any:
-        zeros = namespace(grad).zeros_like(Index.apply(grad, ctx.key))
-        kept = IndexPut.apply(grad, zeros, ctx.key)
+        mask = namespace(grad._array if isinstance(grad, Variable) else grad).zeros(grad.shape, bool)
+        mask[ctx.key] = True
         given = Index.apply(grad, ctx.key)
-        lead = len(ctx.shape) - len(given.shape)
-        if lead > 0:  # NumPy lets a value have extra leading dimensions of size 1
-            return kept, sum_to(given, ctx.shape[lead:]).reshape(ctx.shape), None
-        return kept, sum_to(given, ctx.shape), None
+        extra = len(ctx.shape) - len(given.shape)  # a value may have more dimensions, of size 1, in front
+        return _zeroed(grad, mask), sum_to(given, ctx.shape[extra:] if extra > 0 else ctx.shape).reshape(ctx.shape), None
 
 
 class Region(ArrayFunction):
@@ -90,15 +99,41 @@ class Region(ArrayFunction):
 
     @staticmethod
     def backward(ctx: Any, grad: Any) -> Any:
-        if isinstance(grad, Variable):
-            raise RuntimeError("an in-place operation on a view cannot be differentiated twice")
-        whole, part = _same_layout(ctx.x, ctx.view)
-        part[...] = grad
-        return whole, None
+        return RegionSpread.apply(grad, ctx.x, ctx.view), None
+
+
+class RegionSpread(ArrayFunction):
+    """Zeros laid out like ``x``, with ``part`` where ``view`` lies in it."""
+
+    @staticmethod
+    def forward(ctx: Any, part: Array, x: Array, view: Array) -> Array:
+        ctx.x, ctx.view = x, view
+        whole, place = _same_layout(x, view)
+        place[...] = part
+        return whole
+
+    @staticmethod
+    def backward(ctx: Any, grad: Any) -> Any:
+        return RegionTake.apply(grad, ctx.x, ctx.view), None, None
+
+
+class RegionTake(ArrayFunction):
+    """The part of ``whole``, of any layout, that lies where ``view`` does in ``x``."""
+
+    @staticmethod
+    def forward(ctx: Any, whole: Array, x: Array, view: Array) -> Array:
+        ctx.x, ctx.view = x, view
+        copy, part = _same_layout(x, view)
+        copy[...] = whole
+        return part
+
+    @staticmethod
+    def backward(ctx: Any, grad: Any) -> Any:
+        return RegionSpread.apply(grad, ctx.x, ctx.view), None, None
 
 
 class RegionPut(ArrayFunction):
-    """``x`` with ``part`` written where ``view`` lies: what an in-place operation on a view does to its base."""
+    """``x``, into which ``part`` has been written where ``view`` lies: what an in-place operation on a view does to its base."""
 
     @staticmethod
     def forward(ctx: Any, x: Array, part: Array, view: Array) -> Array:
@@ -107,13 +142,8 @@ class RegionPut(ArrayFunction):
 
     @staticmethod
     def backward(ctx: Any, grad: Any) -> Any:
-        if isinstance(grad, Variable):
-            raise RuntimeError("an in-place operation on a view cannot be differentiated twice")
-        whole, part = _same_layout(ctx.x, ctx.view)
-        whole[...] = grad
-        of_part = part.copy()
-        part[...] = 0
-        return whole, of_part, None
+        mask = RegionSpread.apply(namespace(ctx.x).ones_like(ctx.view), ctx.x, ctx.view) != 0
+        return _zeroed(grad, mask), RegionTake.apply(grad, ctx.x, ctx.view), None
 
 
 def _view_at(owner: Array, start: int, shape: Size, strides: Size) -> Array:
@@ -132,7 +162,7 @@ def _view_at(owner: Array, start: int, shape: Size, strides: Size) -> Array:
 
 
 def _same_layout(x: Array, view: Array) -> tuple[Array, Array]:
-    """Zeros laid out in memory like ``x``, and among them those that lie where ``view`` lies in ``x``."""
+    """Zeros laid out in memory like ``x``, and a view of those that lie where ``view`` lies in ``x``."""
     low, high = byte_bounds(x)
     memory = namespace(x).zeros((high - low) // x.itemsize, x.dtype)
     start = address(memory)
@@ -257,7 +287,7 @@ def scatter(input: Any, dim: int, index: Any, src: Any) -> Any:
     if src.ndim != index.ndim or any(n > m for n, m in zip(index.shape, src.shape, strict=True)):
         raise ValueError(f"scatter: expected a src at least as large as index, {list(index.shape)}, got {list(src.shape)}")
     given = getitem(src, tuple(slice(n) for n in index.shape))
-    return IndexPut.apply(input, cast(given, dtype_of(input)), _along(index._array, axis))
+    return IndexPut.apply(input.clone(), cast(given, dtype_of(input)), _along(index._array, axis))
 
 
 def masked_fill(input: Any, mask: Any, value: Any) -> Any:
@@ -289,6 +319,7 @@ def _order(input: Any, axis: int, descending: bool) -> Any:
         return input._make(order.astype(np.int64))
 
 
+@numpy_names
 def sort(input: Any, dim: int = -1, descending: bool = False, stable: bool = True) -> ValuesIndices:
     """Sorted along ``dim``, and the indices that sort; equals keep their order, NaN is the largest."""
     if input.ndim == 0:
@@ -298,6 +329,7 @@ def sort(input: Any, dim: int = -1, descending: bool = False, stable: bool = Tru
     return ValuesIndices(gather(input, axis, order), order)
 
 
+@numpy_names
 def argsort(input: Any, dim: int = -1, descending: bool = False) -> Any:
     """The indices that sort along ``dim``."""
     return sort(input, dim, descending).indices
@@ -316,11 +348,13 @@ def topk(input: Any, k: int, dim: int = -1, largest: bool = True, sorted: bool =
     return ValuesIndices(gather(input, axis, order), order)
 
 
+@numpy_names
 def max(input: Any, dim: Any = None, keepdim: bool = False) -> Any:
     """The largest of all; with ``dim``, ``(values, indices)`` along it; with a tensor, ``maximum`` of the two."""
     return _extreme(input, dim, keepdim, amax, argmax, maximum)
 
 
+@numpy_names
 def min(input: Any, dim: Any = None, keepdim: bool = False) -> Any:
     """The smallest of all; with ``dim``, ``(values, indices)`` along it; with a tensor, ``minimum`` of the two."""
     return _extreme(input, dim, keepdim, amin, argmin, minimum)

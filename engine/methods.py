@@ -144,334 +144,65 @@ class Methods:
         """A constant of a shape, of this tensor's dtype and device."""
         return functions.full_like(shaping.expand(functions.ones_like(self).sum(), *size), fill_value, dtype=dtype or self._array.dtype)
 
-    # --- arithmetic -----------------------------------------------------------------------------------------------------
+    # --- the functions of the same names ------------------------------------------------------------------------------
 
-    def add(self, other: Any, *, alpha: float = 1) -> Any:
-        return functions.add(self, other, alpha=alpha)
+    add, sub, mul, div = functions.add, functions.sub, functions.mul, functions.div
+    floor_divide, remainder, pow = functions.floor_divide, functions.remainder, functions.pow
+    maximum, minimum, clamp, clip = functions.maximum, functions.minimum, functions.clamp, functions.clamp
+    neg, abs, sign, reciprocal, square = (
+        functions.neg, functions.abs, functions.sign, functions.reciprocal, functions.square,
+    )  # fmt: skip
+    exp, expm1, sqrt, rsqrt = functions.exp, functions.expm1, functions.sqrt, functions.rsqrt
+    log, log2, log10, log1p = functions.log, functions.log2, functions.log10, functions.log1p
+    floor, ceil, round = functions.floor, functions.ceil, functions.round
+    sin, cos, tan = functions.sin, functions.cos, functions.tan
+    tanh, sigmoid, relu = functions.tanh, functions.sigmoid, functions.relu
+    eq, ne, lt, le, gt, ge = functions.eq, functions.ne, functions.lt, functions.le, functions.gt, functions.ge
+    isnan, isinf, isfinite = functions.isnan, functions.isinf, functions.isfinite
+    logical_not, logical_and = functions.logical_not, functions.logical_and
+    logical_or, logical_xor = functions.logical_or, functions.logical_xor
+    equal, isclose, allclose = functions.equal, functions.isclose, functions.allclose
 
-    def sub(self, other: Any, *, alpha: float = 1) -> Any:
-        return functions.sub(self, other, alpha=alpha)
+    sum, mean, var, std, prod = reductions.sum, reductions.mean, reductions.var, reductions.std, reductions.prod
+    cumsum, logsumexp, norm = reductions.cumsum, reductions.logsumexp, reductions.norm
+    softmax, log_softmax = reductions.softmax, reductions.log_softmax
+    amax, amin, argmax, argmin = reductions.amax, reductions.amin, reductions.argmax, reductions.argmin
+    all, any = reductions.all, reductions.any
+    matmul, mm, bmm, mv = reductions.matmul, reductions.mm, reductions.bmm, reductions.mv
+    dot, outer = reductions.dot, reductions.outer
 
-    def mul(self, other: Any) -> Any:
-        return functions.mul(self, other)
+    max, min, sort, argsort, topk = indexing.max, indexing.min, indexing.sort, indexing.argsort, indexing.topk
+    gather, scatter, index_select = indexing.gather, indexing.scatter, indexing.index_select
+    masked_fill, masked_select = indexing.masked_fill, indexing.masked_select
+    nonzero, bincount = indexing.nonzero, indexing.bincount
 
-    def div(self, other: Any, *, rounding_mode: str | None = None) -> Any:
-        return functions.div(self, other, rounding_mode=rounding_mode)
+    reshape, view, flatten, unflatten = shaping.reshape, shaping.view, shaping.flatten, shaping.unflatten
+    permute, transpose, swapaxes, movedim = shaping.permute, shaping.transpose, shaping.swapaxes, shaping.movedim
+    t, squeeze, unsqueeze = shaping.t, shaping.squeeze, shaping.unsqueeze
+    expand, broadcast_to, repeat, clone = shaping.expand, shaping.broadcast_to, shaping.repeat, shaping.clone
+    split, chunk, unbind, tril, triu = shaping.split, shaping.chunk, shaping.unbind, shaping.tril, shaping.triu
 
-    def floor_divide(self, other: Any) -> Any:
-        return functions.floor_divide(self, other)
-
-    def remainder(self, other: Any) -> Any:
-        return functions.remainder(self, other)
-
-    def pow(self, exponent: Any) -> Any:
-        return functions.pow(self, exponent)
-
-    def maximum(self, other: Any) -> Any:
-        return functions.maximum(self, other)
-
-    def minimum(self, other: Any) -> Any:
-        return functions.minimum(self, other)
+    # --- other arguments than the functions' --------------------------------------------------------------------------
 
     def where(self, condition: Any, other: Any) -> Any:
+        """The tensor where ``condition`` holds, else ``other``."""
         return functions.where(condition, self, other)
 
-    def clamp(self, min: Any = None, max: Any = None) -> Any:
-        return functions.clamp(self, min, max)
-
-    clip = clamp
-
-    def neg(self) -> Any:
-        return functions.neg(self)
-
-    def exp(self) -> Any:
-        return functions.exp(self)
-
-    def expm1(self) -> Any:
-        return functions.expm1(self)
-
-    def log(self) -> Any:
-        return functions.log(self)
-
-    def log2(self) -> Any:
-        return functions.log2(self)
-
-    def log10(self) -> Any:
-        return functions.log10(self)
-
-    def log1p(self) -> Any:
-        return functions.log1p(self)
-
-    def sqrt(self) -> Any:
-        return functions.sqrt(self)
-
-    def rsqrt(self) -> Any:
-        return functions.rsqrt(self)
-
-    def square(self) -> Any:
-        return functions.square(self)
-
-    def reciprocal(self) -> Any:
-        return functions.reciprocal(self)
-
-    def abs(self) -> Any:
-        return functions.abs(self)
-
-    def sign(self) -> Any:
-        return functions.sign(self)
-
-    def floor(self) -> Any:
-        return functions.floor(self)
-
-    def ceil(self) -> Any:
-        return functions.ceil(self)
-
-    def round(self, *, decimals: int = 0) -> Any:
-        return functions.round(self, decimals=decimals)
-
-    def sin(self) -> Any:
-        return functions.sin(self)
-
-    def cos(self) -> Any:
-        return functions.cos(self)
-
-    def tan(self) -> Any:
-        return functions.tan(self)
-
-    def tanh(self) -> Any:
-        return functions.tanh(self)
-
-    def sigmoid(self) -> Any:
-        return functions.sigmoid(self)
-
-    def relu(self) -> Any:
-        return functions.relu(self)
-
-    def eq(self, other: Any) -> Any:
-        return self == other
-
-    def ne(self, other: Any) -> Any:
-        return self != other
-
-    def lt(self, other: Any) -> Any:
-        return self < other
-
-    def le(self, other: Any) -> Any:
-        return self <= other
-
-    def gt(self, other: Any) -> Any:
-        return self > other
-
-    def ge(self, other: Any) -> Any:
-        return self >= other
-
-    def isnan(self) -> Any:
-        return functions.isnan(self)
-
-    def isinf(self) -> Any:
-        return functions.isinf(self)
-
-    def isfinite(self) -> Any:
-        return functions.isfinite(self)
-
-    def logical_not(self) -> Any:
-        return functions.logical_not(self)
-
-    def logical_and(self, other: Any) -> Any:
-        return functions.logical_and(self, other)
-
-    def logical_or(self, other: Any) -> Any:
-        return functions.logical_or(self, other)
-
-    def logical_xor(self, other: Any) -> Any:
-        return functions.logical_xor(self, other)
-
-    def equal(self, other: Any) -> bool:
-        return functions.equal(self, other)
-
-    def isclose(self, other: Any, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False) -> Any:
-        return functions.isclose(self, other, rtol, atol, equal_nan)
-
-    def allclose(self, other: Any, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False) -> bool:
-        return functions.allclose(self, other, rtol, atol, equal_nan)
-
-    # --- reductions -----------------------------------------------------------------------------------------------------
-
-    def sum(self, dim: Dim = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
-        return reductions.sum(self, dim, keepdim, dtype=dtype)
-
-    def mean(self, dim: Dim = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
-        return reductions.mean(self, dim, keepdim, dtype=dtype)
-
-    def var(self, dim: Dim = None, unbiased: bool = True, keepdim: bool = False, *, correction: float | None = None) -> Any:
-        return reductions.var(self, dim, unbiased, keepdim, correction=correction)
-
-    def std(self, dim: Dim = None, unbiased: bool = True, keepdim: bool = False, *, correction: float | None = None) -> Any:
-        return reductions.std(self, dim, unbiased, keepdim, correction=correction)
-
-    def prod(self, dim: int | None = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
-        return reductions.prod(self, dim, keepdim, dtype=dtype)
-
-    def cumsum(self, dim: int, *, dtype: Any = None) -> Any:
-        return reductions.cumsum(self, dim, dtype=dtype)
-
-    def amax(self, dim: Dim = None, keepdim: bool = False) -> Any:
-        return reductions.amax(self, dim, keepdim)
-
-    def amin(self, dim: Dim = None, keepdim: bool = False) -> Any:
-        return reductions.amin(self, dim, keepdim)
-
-    def all(self, dim: Dim = None, keepdim: bool = False) -> Any:
-        return reductions.all(self, dim, keepdim)
-
-    def any(self, dim: Dim = None, keepdim: bool = False) -> Any:
-        return reductions.any(self, dim, keepdim)
-
-    def argmax(self, dim: int | None = None, keepdim: bool = False) -> Any:
-        return reductions.argmax(self, dim, keepdim)
-
-    def argmin(self, dim: int | None = None, keepdim: bool = False) -> Any:
-        return reductions.argmin(self, dim, keepdim)
-
-    def logsumexp(self, dim: Dim, keepdim: bool = False) -> Any:
-        return reductions.logsumexp(self, dim, keepdim)
-
-    def softmax(self, dim: int, dtype: Any = None) -> Any:
-        return reductions.softmax(self, dim, dtype)
-
-    def log_softmax(self, dim: int, dtype: Any = None) -> Any:
-        return reductions.log_softmax(self, dim, dtype)
-
-    def norm(self, p: float | str = 2, dim: Dim = None, keepdim: bool = False) -> Any:
-        return reductions.norm(self, p, dim, keepdim)
-
-    def max(self, dim: Any = None, keepdim: bool = False) -> Any:
-        return indexing.max(self, dim, keepdim)
-
-    def min(self, dim: Any = None, keepdim: bool = False) -> Any:
-        return indexing.min(self, dim, keepdim)
-
-    def matmul(self, other: Any) -> Any:
-        return reductions.matmul(self, other)
-
-    def mm(self, mat2: Any) -> Any:
-        return reductions.mm(self, mat2)
-
-    def bmm(self, mat2: Any) -> Any:
-        return reductions.bmm(self, mat2)
-
-    def mv(self, vec: Any) -> Any:
-        return reductions.mv(self, vec)
-
-    def dot(self, other: Any) -> Any:
-        return reductions.dot(self, other)
-
-    def outer(self, vec2: Any) -> Any:
-        return reductions.outer(self, vec2)
-
-    # --- shapes and indices ---------------------------------------------------------------------------------------------
-
-    def reshape(self, *shape: Any) -> Any:
-        return shaping.reshape(self, *shape)
-
-    def view(self, *shape: Any) -> Any:
-        return shaping.view(self, *shape)
+    def flip(self, *dims: Any) -> Any:
+        """The elements along ``dims`` in reverse order (a copy)."""
+        return reductions.flip(self, shaping.shape_of(*dims))
 
     def view_as(self, other: Any) -> Any:
+        """``view`` in the shape of ``other``."""
         return shaping.view(self, *other.shape)
 
     def reshape_as(self, other: Any) -> Any:
+        """``reshape`` to the shape of ``other``."""
         return shaping.reshape(self, *other.shape)
 
-    def flatten(self, start_dim: int = 0, end_dim: int = -1) -> Any:
-        return shaping.flatten(self, start_dim, end_dim)
-
-    def unflatten(self, dim: int, sizes: Sequence[int]) -> Any:
-        return shaping.unflatten(self, dim, sizes)
-
-    def permute(self, *dims: Any) -> Any:
-        return shaping.permute(self, *dims)
-
-    def transpose(self, dim0: int, dim1: int) -> Any:
-        return shaping.transpose(self, dim0, dim1)
-
-    def swapaxes(self, axis0: int, axis1: int) -> Any:
-        return shaping.swapaxes(self, axis0, axis1)
-
-    def movedim(self, source: int, destination: int) -> Any:
-        return shaping.movedim(self, source, destination)
-
-    def t(self) -> Any:
-        return shaping.t(self)
-
-    def squeeze(self, dim: Any = None) -> Any:
-        return shaping.squeeze(self, dim)
-
-    def unsqueeze(self, dim: int) -> Any:
-        return shaping.unsqueeze(self, dim)
-
-    def expand(self, *sizes: Any) -> Any:
-        return shaping.expand(self, *sizes)
-
-    def broadcast_to(self, shape: Sequence[int]) -> Any:
-        return shaping.broadcast_to(self, shape)
-
     def expand_as(self, other: Any) -> Any:
+        """``expand`` to the shape of ``other``."""
         return shaping.expand(self, *other.shape)
-
-    def repeat(self, *sizes: Any) -> Any:
-        return shaping.repeat(self, *sizes)
-
-    def clone(self) -> Any:
-        return shaping.clone(self)
-
-    def flip(self, *dims: Any) -> Any:
-        return reductions.flip(self, shaping.shape_of(*dims))
-
-    def index_select(self, dim: int, index: Any) -> Any:
-        return indexing.index_select(self, dim, index)
-
-    def gather(self, dim: int, index: Any) -> Any:
-        return indexing.gather(self, dim, index)
-
-    def scatter(self, dim: int, index: Any, src: Any) -> Any:
-        return indexing.scatter(self, dim, index, src)
-
-    def masked_fill(self, mask: Any, value: Any) -> Any:
-        return indexing.masked_fill(self, mask, value)
-
-    def masked_select(self, mask: Any) -> Any:
-        return indexing.masked_select(self, mask)
-
-    def split(self, split_size: Any, dim: int = 0) -> Any:
-        return shaping.split(self, split_size, dim)
-
-    def chunk(self, chunks: int, dim: int = 0) -> Any:
-        return shaping.chunk(self, chunks, dim)
-
-    def unbind(self, dim: int = 0) -> Any:
-        return shaping.unbind(self, dim)
-
-    def tril(self, diagonal: int = 0) -> Any:
-        return shaping.tril(self, diagonal)
-
-    def triu(self, diagonal: int = 0) -> Any:
-        return shaping.triu(self, diagonal)
-
-    def sort(self, dim: int = -1, descending: bool = False, stable: bool = True) -> Any:
-        return indexing.sort(self, dim, descending, stable)
-
-    def argsort(self, dim: int = -1, descending: bool = False) -> Any:
-        return indexing.argsort(self, dim, descending)
-
-    def topk(self, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Any:
-        return indexing.topk(self, k, dim, largest, sorted)
-
-    def nonzero(self, *, as_tuple: bool = False) -> Any:
-        return indexing.nonzero(self, as_tuple=as_tuple)
-
-    def bincount(self, weights: Any = None, minlength: int = 0) -> Any:
-        return indexing.bincount(self, weights, minlength)
 
     # --- in place -------------------------------------------------------------------------------------------------------
 

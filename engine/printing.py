@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .storage import to_device
+from .storage import get_default_dtype, to_device
 
 PRECISION, THRESHOLD, EDGE, WIDTH = 4, 1000, 3, 80
 
@@ -21,16 +21,13 @@ class _Formatter:
         if not self.floating:
             self.width = max((len(str(v)) for v in x.reshape(-1).tolist()), default=1)
             return
-        finite = np.abs(x[np.isfinite(x) & (x != 0)].astype(np.float64))
-        if finite.size == 0:
-            self.width = max((len(self.text(v)) for v in x.reshape(-1).tolist()), default=1)
+        shown = x[np.isfinite(x) & (x != 0)].astype(np.float64)  # zeros, NaN and inf have no say
+        if not shown.size:
             return
-        high, low = finite.max(), finite.min()
-        self.int_mode = bool((finite == np.ceil(finite)).all())
-        self.scientific = bool(high / low > 1000 or high > 1e8 or (not self.int_mode and low < 1e-4))
-        if self.int_mode:
-            self.scientific = bool(high / low > 1000 or high > 1e8)
-        self.width = max(len(self.text(v)) for v in x.reshape(-1).tolist())
+        high, low = np.abs(shown).max(), np.abs(shown).min()
+        self.int_mode = bool((shown == np.ceil(shown)).all())
+        self.scientific = bool(high / low > 1000 or high > 1e8 or low < 1e-4)
+        self.width = max(len(self.text(v)) for v in shown.tolist())
 
     def text(self, value: Any) -> str:
         if not self.floating:
@@ -88,11 +85,11 @@ def tensor_repr(t: Any, prefix: str = "tensor(") -> str:
     if x.size == 0:
         if x.ndim != 1:
             suffixes.append(f"size={tuple(x.shape)}")
-        if name != "float32":
+        if name != get_default_dtype().name:
             suffixes.append(f"dtype=tilegrad.{name}")
         body = "[]"
     else:
-        if name not in ("float32", "int64", "bool"):
+        if name not in (get_default_dtype().name, "int64", "bool"):
             suffixes.append(f"dtype=tilegrad.{name}")
         summarize = x.size > THRESHOLD
         body = _nested(x, len(prefix), summarize, _Formatter(_summarized(x) if summarize else x))

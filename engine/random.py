@@ -41,9 +41,10 @@ class Generator:
         self._stream("cpu").bit_generator.state = state["bits"]
 
     def _stream(self, where: Any) -> Any:
-        key = str(where)
+        xp = module_for(where)
+        key = "cpu" if xp is np else f"cuda:{xp.cuda.Device().id}"
         if key not in self._streams:
-            self._streams[key] = module_for(where).random.default_rng(self._seed % 2**64)
+            self._streams[key] = xp.random.default_rng(self._seed % 2**64)
         return self._streams[key]
 
     def uniform(self, shape: tuple[int, ...], low: float, high: float, where: Any = "cpu") -> Array:

@@ -5,8 +5,10 @@ Sums of 16-bit floats are kept in float32 and rounded once. ``dim`` is an int, a
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,6 +18,8 @@ from .graph import ArrayFunction, Variable
 from .storage import Array, is_floating, namespace, numpy_dtype, on_device_of, wide, wide_dtype
 
 Dim = int | tuple[int, ...] | list[int] | None
+Function = TypeVar("Function", bound=Callable[..., Any])
+_TORCH_NAMES = {"axis": "dim", "keepdims": "keepdim"}
 
 
 def axes_of(name: str, ndim: int, dim: Dim) -> tuple[int, ...]:
@@ -43,11 +47,25 @@ def axis_of(name: str, ndim: int, dim: int) -> int:
     return (axes_of(name, ndim, int(dim)) or (0,))[0]
 
 
+def numpy_names(function: Function) -> Function:
+    """NumPy's names, ``axis`` and ``keepdims``, serve beside ``dim`` and ``keepdim``, as they do in torch."""
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        if kwargs:
+            kwargs = {_TORCH_NAMES.get(k, k): v for k, v in kwargs.items()}
+        return function(*args, **kwargs)
+
+    return wrapped  # type: ignore[return-value]
+
+
 class Mean(ArrayFunction):
     @staticmethod
     def forward(ctx: Any, x: Array, axes: tuple[int, ...], keepdim: bool) -> Array:
         ctx.shape, ctx.axes = x.shape, axes
         ctx.count = math.prod(x.shape[i] for i in axes)
+        if len(axes) < x.ndim:
+            ctx.torch_name = "MeanBackward1"
         return x.sum(axis=axes, keepdims=keepdim, dtype=wide_dtype(x.dtype)) / ctx.count  # of nothing: 0/0
 
     @staticmethod
@@ -84,6 +102,8 @@ class Std(Sqrt):
 
 
 class CumSum(ArrayFunction):
+    torch_name = "CumsumBackward0"
+
     @staticmethod
     def forward(ctx: Any, x: Array, axis: int) -> Array:
         ctx.axis = axis
@@ -108,6 +128,8 @@ class Flip(ArrayFunction):
 class Extreme(ArrayFunction):
     """The largest (or smallest) over axes; those that attain it share the gradient equally."""
 
+    torch_name = "AmaxBackward0"
+
     @staticmethod
     def forward(ctx: Any, x: Array, axes: tuple[int, ...], keepdim: bool, largest: bool) -> Array:
         y = x.max(axis=axes, keepdims=True) if largest else x.min(axis=axes, keepdims=True)
@@ -126,6 +148,8 @@ class Extreme(ArrayFunction):
 
 
 class LogSumExp(ArrayFunction):
+    torch_name = "LogsumexpBackward0"
+
     @staticmethod
     def forward(ctx: Any, x: Array, axes: tuple[int, ...], keepdim: bool) -> Array:
         xp = namespace(x)
@@ -146,6 +170,8 @@ class LogSumExp(ArrayFunction):
 
 class Norm(ArrayFunction):
     """(Σ |x|ᵖ)^(1/p) over axes, with gradient 0 at 0."""
+
+    torch_name = "LinalgVectorNormBackward0"
 
     @staticmethod
     def forward(ctx: Any, x: Array, p: float, axes: tuple[int, ...], keepdim: bool) -> Array:
@@ -168,6 +194,8 @@ class Norm(ArrayFunction):
 
 class MatMul(ArrayFunction):
     """Matrices (…, N, K) @ (…, K, M), both at least 2-d; the leading dimensions broadcast."""
+
+    torch_name = "MmBackward0"
 
     @staticmethod
     def forward(ctx: Any, a: Array, b: Array) -> Array:
@@ -196,6 +224,7 @@ class MatMul(ArrayFunction):
 # --- the functions, by torch's names ----------------------------------------------------------------------------------
 
 
+@numpy_names
 def sum(input: Any, dim: Dim = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
     """The sum over ``dim``; integers and bools are summed as int64."""
     if dtype is not None:
@@ -203,6 +232,7 @@ def sum(input: Any, dim: Dim = None, keepdim: bool = False, *, dtype: Any = None
     return Sum.apply(input, axes_of("sum", input.ndim, dim), keepdim)
 
 
+@numpy_names
 def mean(input: Any, dim: Dim = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
     """The mean over ``dim``; TypeError for integers unless a floating ``dtype`` is given."""
     if dtype is not None:
@@ -212,6 +242,7 @@ def mean(input: Any, dim: Dim = None, keepdim: bool = False, *, dtype: Any = Non
     return Mean.apply(input, axes_of("mean", input.ndim, dim), keepdim)
 
 
+@numpy_names
 def var(input: Any, dim: Dim = None, unbiased: bool = True, keepdim: bool = False, *, correction: float | None = None) -> Any:
     """The variance over ``dim``: squared deviations divided by n − correction (1 unless ``unbiased`` is False)."""
     if isinstance(dim, bool):  # var(input, unbiased)
@@ -221,12 +252,14 @@ def var(input: Any, dim: Dim = None, unbiased: bool = True, keepdim: bool = Fals
     return Var.apply(_floating("var", input), axes, keepdim, max(degrees, 0))
 
 
+@numpy_names
 def std(input: Any, dim: Dim = None, unbiased: bool = True, keepdim: bool = False, *, correction: float | None = None) -> Any:
     """The square root of ``var``."""
     spread = Std.apply(var(widened(_floating("std", input)), dim, unbiased, keepdim, correction=correction))
     return cast(spread, dtype_of(input))
 
 
+@numpy_names
 def prod(input: Any, dim: int | None = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
     """The product over one ``dim``, or of all elements; integers and bools are multiplied as int64."""
     kept = dtype_of(input) if is_floating(dtype_of(input)) else np.dtype(np.int64)
@@ -243,6 +276,7 @@ def prod(input: Any, dim: int | None = None, keepdim: bool = False, *, dtype: An
     return product.unsqueeze(axis) if keepdim and input.ndim else product
 
 
+@numpy_names
 def cumsum(input: Any, dim: int, *, dtype: Any = None) -> Any:
     """The running sum along ``dim``."""
     if dtype is not None:
@@ -255,11 +289,13 @@ def flip(input: Any, dims: Any) -> Any:
     return Flip.apply(input, axes_of("flip", input.ndim, dims))
 
 
+@numpy_names
 def amax(input: Any, dim: Dim = None, keepdim: bool = False) -> Any:
     """The largest over ``dim``; equals share the gradient."""
     return Extreme.apply(_nonempty("amax", input, dim), axes_of("amax", input.ndim, dim), keepdim, True)
 
 
+@numpy_names
 def amin(input: Any, dim: Dim = None, keepdim: bool = False) -> Any:
     """The smallest over ``dim``; equals share the gradient."""
     return Extreme.apply(_nonempty("amin", input, dim), axes_of("amin", input.ndim, dim), keepdim, False)
@@ -271,26 +307,30 @@ def _nonempty(name: str, input: Any, dim: Dim) -> Any:
     return input
 
 
+@numpy_names
 def logsumexp(input: Any, dim: Dim, keepdim: bool = False) -> Any:
     """log Σ exp over ``dim``, the maximum subtracted first; −inf where all are −inf."""
     input = _float(input)
     return LogSumExp.apply(input, axes_of("logsumexp", input.ndim, dim), keepdim)
 
 
+@numpy_names
 def log_softmax(input: Any, dim: int, dtype: Any = None) -> Any:
     """log(softmax) along ``dim``: what nn.functional.log_softmax gives, in ordinary operations."""
     x = _floating("log_softmax", input if dtype is None else cast(input, numpy_dtype(dtype)))
-    z = widened(x)
-    z = z - amax(z.detach(), dim, True)
-    return cast(z - log(sum(exp(z), dim, True)), dtype_of(x))
+    axis, z = axis_of("log_softmax", x.ndim, dim), widened(x)
+    z = z - amax(z.detach(), axis, True)
+    return cast(z - log(sum(exp(z), axis, True)), dtype_of(x))
 
 
+@numpy_names
 def softmax(input: Any, dim: int, dtype: Any = None) -> Any:
     """exp(x) / Σ exp(x) along ``dim``: what nn.functional.softmax gives, in ordinary operations."""
     x = _floating("softmax", input if dtype is None else cast(input, numpy_dtype(dtype)))
     return cast(exp(log_softmax(widened(x), dim)), dtype_of(x))
 
 
+@numpy_names
 def norm(input: Any, p: float | str = 2, dim: Dim = None, keepdim: bool = False) -> Any:
     """The vector p-norm over ``dim`` (``"fro"`` is 2; inf the largest |x|; 0 the count of non-zeros)."""
     if isinstance(p, str) and p != "fro":
@@ -329,21 +369,25 @@ def _index_of(input: Any, which: str, dim: int | None, keepdim: bool) -> Any:
         return input._make(xp.asarray(xp.expand_dims(found, axis) if keepdim else found))
 
 
+@numpy_names
 def argmax(input: Any, dim: int | None = None, keepdim: bool = False) -> Any:
     """The index of the first largest along ``dim``, or in the flattened tensor; NaN counts as largest."""
     return _index_of(input, "argmax", dim, keepdim)
 
 
+@numpy_names
 def argmin(input: Any, dim: int | None = None, keepdim: bool = False) -> Any:
     """The index of the first smallest along ``dim``, or in the flattened tensor; NaN counts as smallest."""
     return _index_of(input, "argmin", dim, keepdim)
 
 
+@numpy_names
 def all(input: Any, dim: Dim = None, keepdim: bool = False) -> Any:
     """Whether every element is non-zero."""
     return _truth("all", input, dim, keepdim)
 
 
+@numpy_names
 def any(input: Any, dim: Dim = None, keepdim: bool = False) -> Any:
     """Whether some element is non-zero."""
     return _truth("any", input, dim, keepdim)

@@ -360,7 +360,7 @@ def linear_cross_entropy(
     denominators = _mean_denominators(rows, weight, o, classes, indices) if o.reduction == "mean" else (1.0, 1.0)
     g = xp.ones(()) if upstream is None else upstream
     sums = {name: None if out is None else xp.zeros(out.shape) for name, out in (("w", grad_weight), ("b", grad_bias))}
-    total = np.zeros(2)
+    total = xp.zeros(2)
     step = max(1, CHUNK // max(1, classes * losses))
     for start in range(0, len(x), step):
         part = slice(start, start + step)

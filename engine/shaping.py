@@ -13,13 +13,15 @@ from .elementwise import Broadcast, cast, dtype_of
 from .functions import result_dtype
 from .graph import ArrayFunction
 from .indexing import Index
-from .reductions import axes_of, axis_of
+from .reductions import axes_of, axis_of, numpy_names
 from .storage import Array, namespace
 
 Size = tuple[int, ...]
 
 
 class Reshape(ArrayFunction):
+    torch_name = "ViewBackward0"
+
     @staticmethod
     def forward(ctx: Any, x: Array, shape: Size) -> Array:
         ctx.shape = x.shape
@@ -40,6 +42,10 @@ class Permute(ArrayFunction):
     def backward(ctx: Any, grad: Any) -> Any:
         inverse = tuple(ctx.axes.index(i) for i in range(len(ctx.axes)))
         return Permute.apply(grad, inverse), None
+
+
+class Transpose(Permute):
+    """Two dimensions exchanged."""
 
 
 class Clone(ArrayFunction):
@@ -65,6 +71,8 @@ class ToDevice(ArrayFunction):
 
 class Join(ArrayFunction):
     """Arrays one after the other along ``axis``."""
+
+    torch_name = "CatBackward0"
 
     @staticmethod
     def forward(ctx: Any, axis: int, *parts: Array) -> Array:
@@ -148,7 +156,7 @@ def transpose(input: Any, dim0: int, dim1: int) -> Any:
     order = list(range(input.ndim))
     if order:
         order[a], order[b] = order[b], order[a]
-    return Permute.apply(input, tuple(order))
+    return Transpose.apply(input, tuple(order))
 
 
 def swapaxes(input: Any, axis0: int, axis1: int) -> Any:
@@ -211,7 +219,8 @@ def repeat(input: Any, *sizes: Any) -> Any:
     inner = x.shape
     x = reshape(x, *[k for n in inner for k in (1, n)])
     x = expand(x, *[k for r, n in zip(times, inner, strict=True) for k in (r, n)])
-    return reshape(x, *[r * n for r, n in zip(times, inner, strict=True)])
+    x = reshape(x, *[r * n for r, n in zip(times, inner, strict=True)])
+    return x if x._base is None else clone(x)
 
 
 def clone(input: Any) -> Any:
@@ -228,6 +237,7 @@ def to_device(input: Any, device: Any) -> Any:
     return ToDevice.apply(input, where)
 
 
+@numpy_names
 def cat(tensors: Sequence[Any], dim: int = 0) -> Any:
     """Tensors joined along ``dim``; their other sizes must agree.
 
@@ -247,9 +257,12 @@ def cat(tensors: Sequence[Any], dim: int = 0) -> Any:
     return Join.apply(axis, *(cast(p, dt) for p in parts))
 
 
+@numpy_names
 def stack(tensors: Sequence[Any], dim: int = 0) -> Any:
     """Tensors of one shape joined along a new ``dim``."""
     parts = list(tensors)
+    if not parts:
+        raise ValueError("stack: expected at least one tensor, got none")
     if any(p.shape != parts[0].shape for p in parts):
         raise ValueError(f"stack: expected tensors of one shape, got {[list(p.shape) for p in parts]}")
     return cat([unsqueeze(p, dim) for p in parts], dim)
@@ -260,6 +273,8 @@ def split(input: Any, split_size: int | Sequence[int], dim: int = 0) -> tuple[An
     axis = axis_of("split", input.ndim, dim)
     total = input.shape[axis]
     if isinstance(split_size, int):
+        if split_size < 1:
+            raise ValueError(f"split: expected a split_size of at least 1, got {split_size}")
         sizes = [min(split_size, total - i) for i in range(0, total, split_size)] or [0]
     else:
         sizes = list(split_size)
@@ -274,6 +289,8 @@ def split(input: Any, split_size: int | Sequence[int], dim: int = 0) -> tuple[An
 def chunk(input: Any, chunks: int, dim: int = 0) -> tuple[Any, ...]:
     """At most ``chunks`` views of equal size along ``dim`` (the last may be smaller)."""
     size = input.shape[axis_of("chunk", input.ndim, dim)]
+    if chunks < 1:
+        raise ValueError(f"chunk: expected at least 1 chunk, got {chunks}")
     return split(input, max(1, -(-size // chunks)), dim)
 
 

@@ -266,6 +266,8 @@ def from_dlpack(x: Any) -> Array:
 
     torch tensors of the CPU come by their own way: NumPy's DLPack has no bfloat16, and makes what it imports read-only.
     """
+    if not hasattr(x, "__dlpack_device__"):
+        raise TypeError(f"from_dlpack: expected an object with __dlpack__, got {type(x).__name__}")
     kind = int(x.__dlpack_device__()[0])
     if kind in (1, 3):  # kDLCPU, kDLCUDAHost
         if type(x).__module__.partition(".")[0] != "torch":

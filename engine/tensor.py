@@ -158,7 +158,7 @@ class Tensor(Methods, Variable):
         grads = autograd.grad(self, leaves, gradient, retain_graph, create_graph, allow_unused=True)
         for leaf, g in zip(leaves, grads, strict=True):
             if g is not None:
-                autograd._accumulate(leaf, g, True, create_graph)
+                autograd._accumulate(leaf, g if create_graph else g._array, True, create_graph)
 
     def requires_grad_(self, requires_grad: bool = True) -> Tensor:
         """Ask for (or give up) this leaf's gradient, in place."""
@@ -190,163 +190,127 @@ class Tensor(Methods, Variable):
 
     # --- in place -----------------------------------------------------------------------------------------------------
 
+    def _begin_write(self, *sources: Any) -> Tensor | None:
+        """Before a write: a tensor that stands for the old value in the graph, or None where nothing is to be recorded."""
+        if not is_grad_enabled():
+            return None
+        edge = self._edge()
+        if edge is None and not any(isinstance(s, Variable) and s._edge() is not None for s in sources):
+            return None
+        for t, what in ((self, "a leaf tensor"), (self._base, "a view of a leaf tensor")):
+            if t is not None and t.requires_grad and t.grad_fn is None:
+                raise RuntimeError(f"{what} that requires grad is being used in an in-place operation; use no_grad()")
+        return self._old(edge)
+
+    def _old(self, edge: Edge | None) -> Tensor:
+        out = wrap(self._array)
+        if edge is not None:
+            out.grad_fn, out._output, out.requires_grad = edge[0], edge[1], True
+        return out
+
+    def _end_write(self, result: Tensor | None) -> None:
+        """After a write: count it. A recorded ``result`` is this tensor's new history, and a part of that of its base."""
+        self._history[0] += 1
+        if result is None:
+            return
+        self._history[1] += 1
+        base = self._base
+        if base is not None:
+            base._adopt(indexing.RegionPut.apply(base._old(base._edge()), result, self._array))
+        self._adopt(result)
+
+    def _adopt(self, result: Tensor) -> None:
+        self.grad_fn, self._output, self.requires_grad = result.grad_fn, result._output, result.requires_grad
+        self._seen = self._history[1]
+
     def _update(self, operation: Any, *args: Any) -> Tensor:
         """self[...] = operation(self, *args): the in-place form of an operation, recorded where a gradient needs it."""
-        recorded = is_grad_enabled() and (
-            self.requires_grad or any(isinstance(a, Variable) and a.requires_grad for a in args)
-        )
-        if not recorded:
+        old = self._begin_write(*args)
+        if old is None:
             result = operation(self, *args)
-            self._check_in_place(result)
-            self._write(result)
-            return self
-        self._check_recordable()
-        # What the operation keeps of this tensor's old value has to outlive the write.
-        old = wrap(self._array.copy())
-        edge = self._edge()
-        if edge is not None:
-            old.grad_fn, old._output, old.requires_grad = edge[0], edge[1], True
-        result = operation(old, *args)
-        self._check_in_place(result)
-        self._write(result)
-        self._rebase(result)
-        return self
-
-    def _check_recordable(self) -> None:
-        root = self if self._base is None else self._base
-        if root.requires_grad and root.grad_fn is None:
-            what = "a leaf tensor" if self._base is None else "a view of a leaf tensor"
-            raise RuntimeError(f"{what} that requires grad is being used in an in-place operation; use no_grad()")
-
-    def _check_in_place(self, result: Tensor) -> None:
+        else:
+            old._array = self._array.copy()  # what the operation keeps of the old value has to outlive the write
+            result = operation(old, *(old if a is self else a for a in args))
         if result.shape != self.shape:
             raise ValueError(f"in-place operation: a result of shape {list(result.shape)} does not fit {list(self.shape)}")
         if functions._category(result._array.dtype) > functions._category(self._array.dtype):
             raise TypeError(f"in-place operation: a result of {result.dtype} cannot be stored in {self.dtype}")
-
-    def _write(self, result: Tensor) -> None:
+        if any(step == 0 and n > 1 for step, n in zip(self._array.strides, self._array.shape, strict=True)):
+            raise ValueError("in-place operation: elements of this expanded tensor share memory; use clone()")
         with np.errstate(all="ignore"):
             self._array[...] = result._array
-        self._history[0] += 1
-
-    def _rebase(self, result: Tensor) -> None:
-        """Give this tensor the history of ``result``, whose value it now holds, and tell base and other views of it."""
-        if not result.requires_grad:
-            return
-        base = self._base
-        if base is not None:
-            with autograd.enable_grad():
-                whole = indexing.RegionPut.apply(base.detach_alias(), result, self._array)
-            base.grad_fn, base._output, base.requires_grad = whole.grad_fn, whole._output, True
-        self._history[1] += 1
-        self.grad_fn, self._output, self.requires_grad = result.grad_fn, result._output, True
-        self._seen = self._history[1]
-        if base is not None:
-            base._seen = self._history[1]
-
-    def detach_alias(self) -> Tensor:
-        """This tensor as an input of the operation that replaces its history."""
-        out = wrap(self._array)
-        out.grad_fn, out._output, out.requires_grad = self.grad_fn, self._output, self.requires_grad
-        return out
-
-    def copy_(self, src: Any) -> Tensor:
-        """The values of ``src`` (any dtype or device, broadcast) written here."""
-        return self._update(_replaced, src)
-
-    def zero_(self) -> Tensor:
-        """Zeros written here."""
-        return self.fill_(0)
-
-    def fill_(self, value: Any) -> Tensor:
-        """``value``, a number or a 0-d tensor, written here."""
-        return self._update(_replaced, value)
+        self._end_write(None if old is None else result)
+        return self
 
     def __setitem__(self, key: Any, value: Any) -> None:
         basic, advanced = indexing.keys_of(self, key)
         if basic and advanced:
             indexing.Index.apply(self, basic)[advanced] = value
             return
-        place = basic or advanced
-        xp = namespace(self._array)
         if not isinstance(value, Tensor):
-            value = wrap(xp.asarray(value).astype(self._array.dtype))
-        value = elementwise.cast(value, self._array.dtype)
-        if not (is_grad_enabled() and (self.requires_grad or value.requires_grad)):
-            self._array[place] = storage.to_device(value._array, self.device)
-            self._history[0] += 1
-            return
-        self._check_recordable()
-        # The memory is written once; the graph gets the same operation as a Function of the old value.
-        if value._history is self._history and value.requires_grad:  # y[0] += x: the value is a part of this tensor
-            value = shaping.clone(value)
-        old = wrap(self._array.copy())
-        edge = self._edge()
-        if edge is not None:
-            old.grad_fn, old._output, old.requires_grad = edge[0], edge[1], True
-        result = indexing.IndexPut.apply(old, value, place)
-        self._write(result)
-        self._rebase(result)
+            with storage.on_device_of(self._array):
+                value = wrap(namespace(self._array).asarray(value))
+        value = shaping.to_device(elementwise.cast(value, self._array.dtype), self.device)
+        old, place = self._begin_write(value), basic or advanced
+        if old is None:
+            self._array[place] = value._array
+        self._end_write(None if old is None else indexing.IndexPut.apply(old, value, place))
+
+    def copy_(self, src: Any) -> Tensor:
+        """The values of ``src`` (any dtype or device, broadcast) written here."""
+        self[...] = src
+        return self
+
+    def zero_(self) -> Tensor:
+        """Zeros written here."""
+        return self.copy_(0)
+
+    def fill_(self, value: Any) -> Tensor:
+        """``value``, a number or a 0-d tensor, written here."""
+        return self.copy_(value)
 
     # --- operators ----------------------------------------------------------------------------------------------------
 
-    def __add__(self, other: Any) -> Tensor:
-        return functions.add(self, other)
-
-    __radd__ = __add__
-
-    def __sub__(self, other: Any) -> Tensor:
-        return functions.sub(self, other)
+    __add__ = __radd__ = functions.add
+    __mul__ = __rmul__ = functions.mul
+    __sub__, __truediv__, __floordiv__, __mod__ = functions.sub, functions.div, functions.floor_divide, functions.remainder
+    __pow__, __matmul__, __neg__, __abs__ = functions.pow, reductions.matmul, functions.neg, functions.abs
+    __lt__, __le__, __gt__, __ge__ = functions.lt, functions.le, functions.gt, functions.ge
+    __and__ = __rand__ = functions.bitwise_and
+    __or__ = __ror__ = functions.bitwise_or
+    __xor__ = __rxor__ = functions.bitwise_xor
 
     def __rsub__(self, other: Any) -> Tensor:
         return functions.sub(other, self)
 
-    def __mul__(self, other: Any) -> Tensor:
-        return functions.mul(self, other)
-
-    __rmul__ = __mul__
-
-    def __truediv__(self, other: Any) -> Tensor:
-        return functions.div(self, other)
-
     def __rtruediv__(self, other: Any) -> Tensor:
         return functions.div(other, self)
-
-    def __floordiv__(self, other: Any) -> Tensor:
-        return functions.floor_divide(self, other)
 
     def __rfloordiv__(self, other: Any) -> Tensor:
         return functions.floor_divide(other, self)
 
-    def __mod__(self, other: Any) -> Tensor:
-        return functions.remainder(self, other)
-
     def __rmod__(self, other: Any) -> Tensor:
         return functions.remainder(other, self)
-
-    def __pow__(self, exponent: Any) -> Tensor:
-        return functions.pow(self, exponent)
 
     def __rpow__(self, base: Any) -> Tensor:
         return functions.pow(base, self)
 
-    def __matmul__(self, other: Any) -> Tensor:
-        return reductions.matmul(self, other)
-
     def __rmatmul__(self, other: Any) -> Tensor:
         return reductions.matmul(other, self)
-
-    def __neg__(self) -> Tensor:
-        return functions.neg(self)
 
     def __pos__(self) -> Tensor:
         return self
 
-    def __abs__(self) -> Tensor:
-        return functions.abs(self)
-
     def __invert__(self) -> Tensor:
+        if storage.is_floating(self._array.dtype):
+            raise TypeError(f"invert (~): expected integers or bools, got {self.dtype}")
         return wrap(~self._array)
+
+    def __eq__(self, other: Any) -> Any:
+        return False if other is None else functions.eq(self, other)
+
+    def __ne__(self, other: Any) -> Any:
+        return True if other is None else functions.ne(self, other)
 
     def __iadd__(self, other: Any) -> Tensor:
         return self._update(functions.add, other)
@@ -369,44 +333,19 @@ class Tensor(Methods, Variable):
     def __ipow__(self, exponent: Any) -> Tensor:
         return self._update(functions.pow, exponent)
 
-    def __eq__(self, other: Any) -> Any:
-        return False if other is None else functions._plain("equal", self, other)
+    def __iand__(self, other: Any) -> Tensor:
+        return self._update(functions.bitwise_and, other)
 
-    def __ne__(self, other: Any) -> Any:
-        return True if other is None else functions._plain("not_equal", self, other)
+    def __ior__(self, other: Any) -> Tensor:
+        return self._update(functions.bitwise_or, other)
 
-    def __lt__(self, other: Any) -> Tensor:
-        return functions._plain("less", self, other)
-
-    def __le__(self, other: Any) -> Tensor:
-        return functions._plain("less_equal", self, other)
-
-    def __gt__(self, other: Any) -> Tensor:
-        return functions._plain("greater", self, other)
-
-    def __ge__(self, other: Any) -> Tensor:
-        return functions._plain("greater_equal", self, other)
-
-    def __and__(self, other: Any) -> Tensor:
-        return functions._plain("bitwise_and", self, other)
-
-    __rand__ = __and__
-
-    def __or__(self, other: Any) -> Tensor:
-        return functions._plain("bitwise_or", self, other)
-
-    __ror__ = __or__
-
-    def __xor__(self, other: Any) -> Tensor:
-        return functions._plain("bitwise_xor", self, other)
-
-    __rxor__ = __xor__
+    def __ixor__(self, other: Any) -> Tensor:
+        return self._update(functions.bitwise_xor, other)
 
     def __hash__(self) -> int:
         return id(self)
 
-    def __getitem__(self, key: Any) -> Tensor:
-        return indexing.getitem(self, key)
+    __getitem__ = indexing.getitem
 
     def __len__(self) -> int:
         if self.ndim == 0:
@@ -436,7 +375,7 @@ class Tensor(Methods, Variable):
         return int(self._one("index"))
 
     def __format__(self, spec: str) -> str:
-        return format(self.item(), spec) if self.ndim == 0 and spec else str(self)
+        return format(self.item() if self.ndim == 0 else str(self), spec)
 
     def __repr__(self) -> str:
         return tensor_repr(self)
@@ -508,17 +447,6 @@ def wrap(array: Array) -> Tensor:
     t: Tensor = Tensor.__new__(Tensor)
     t._init(array)
     return t
-
-
-def _replaced(old: Tensor, value: Any) -> Tensor:
-    """``value`` in the shape, dtype and on the device of ``old``."""
-    if not isinstance(value, Variable):
-        with storage.on_device_of(old._array):
-            xp = namespace(old._array)
-            value = wrap(xp.asarray(value).astype(old._array.dtype))
-    elif value.device != old.device:
-        value = value.to(old.device)
-    return shaping.expand(elementwise.cast(value, old._array.dtype), *old.shape)
 
 
 def unwrap(x: Any) -> Any:
