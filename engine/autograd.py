@@ -9,7 +9,7 @@ import numpy as np
 
 from .gradmode import enable_grad, is_grad_enabled, no_grad, set_grad_enabled
 from .graph import Edge, Function, Variable, _Saved, once_differentiable
-from .storage import is_floating, namespace
+from .storage import is_floating, namespace, on_device_of
 
 __all__ = [
     "Function", "backward", "enable_grad", "grad", "gradcheck", "is_grad_enabled", "no_grad", "once_differentiable",
@@ -38,6 +38,11 @@ def _leading_to(wanted: set[tuple[int, int]], nodes: list[Any]) -> list[Any]:
     return [n for n in nodes if n in useful]
 
 
+def _device_of(grad: Any) -> Any:
+    """The context in which new arrays appear on the device of a gradient."""
+    return on_device_of(grad._array if isinstance(grad, Variable) else grad)
+
+
 def _add(a: Any, b: Any) -> Any:
     total = b if a is None else a + b
     return np.asarray(total) if isinstance(total, np.generic) else total  # NumPy turns 0-d results into scalars
@@ -56,7 +61,8 @@ def _walk(roots: Sequence[tuple[Edge, Any]], keep_graph: bool, create_graph: boo
             slots[i] = _add(slots[i], grad)
 
     for edge, grad in roots:
-        deliver(edge, grad, True)
+        with _device_of(grad):
+            deliver(edge, grad, True)
     for node in take.worth(_reachable([e[0] for e, _ in roots if isinstance(e[0], Function)])):
         grads = pending.pop(node, None)
         if grads is None:
@@ -65,7 +71,8 @@ def _walk(roots: Sequence[tuple[Edge, Any]], keep_graph: bool, create_graph: boo
         results = node._run_backward(grads, create_graph)
         for edge, grad in zip(node.edges, results, strict=False):
             if edge is not None and grad is not None:
-                deliver(edge, _fitted(edge, grad, node), not _is_fresh(grad, grads, results, node, keep_graph))
+                with _device_of(grad):
+                    deliver(edge, _fitted(edge, grad, node), not _is_fresh(grad, grads, results, node, keep_graph))
         if not keep_graph:
             node._free()
     take.rest(pending)
@@ -135,7 +142,7 @@ def _fitted(edge: Edge, grad: Any, node: Any) -> Any:
             f"{node.name()}: backward returned a gradient of shape {list(grad.shape)}, expected {list(shape)}"
         )
     if isinstance(grad, Variable):
-        return grad if grad._array.dtype == dt else grad.to(dt)  # type: ignore[attr-defined]
+        return grad if grad._array.dtype == dt else grad.to(dt)
     if isinstance(grad, np.generic):
         return np.asarray(grad, dt)  # NumPy turns 0-d results into scalars
     return grad if grad.dtype == dt else grad.astype(dt)
@@ -176,7 +183,8 @@ def _root(t: Any, grad: Any, create_graph: bool, caller: str) -> tuple[Edge, Any
             raise RuntimeError(
                 f"{caller}: grad can be implicitly created only for scalar outputs, got shape {list(x.shape)}"
             )
-        grad = t._make(namespace(x).ones(x.shape, x.dtype))
+        with on_device_of(x):
+            grad = t._make(namespace(x).ones(x.shape, x.dtype))
     if not isinstance(grad, Variable):
         raise TypeError(f"{caller}: expected the upstream gradient as a Tensor, got {type(grad).__name__}")
     if grad._array.shape != x.shape:
@@ -184,7 +192,7 @@ def _root(t: Any, grad: Any, create_graph: bool, caller: str) -> tuple[Edge, Any
             f"{caller}: the upstream gradient has shape {list(grad._array.shape)}, expected {list(x.shape)}"
         )
     if grad._array.dtype != x.dtype:
-        grad = t._make(grad._array.astype(x.dtype)) if not create_graph else grad.to(x.dtype)  # type: ignore[attr-defined]
+        grad = t._make(grad._array.astype(x.dtype)) if not create_graph else grad.to(x.dtype)
     return edge, grad if create_graph else grad._array
 
 

@@ -57,7 +57,7 @@ def tensor(data: Any, *, dtype: Any = None, device: Any = None, requires_grad: b
             leaf = host
             while isinstance(leaf, (list, tuple)) and leaf:
                 leaf = leaf[0]
-            if array.dtype == np.float64 and not isinstance(leaf, (np.ndarray, np.generic)) or array.size == 0:
+            if (array.dtype == np.float64 and not isinstance(leaf, (np.ndarray, np.generic))) or array.size == 0:
                 array = array.astype(get_default_dtype().dtype)
     array = array.astype(numpy_dtype(array.dtype if dtype is None else dtype), copy=False)
     if device is not None:
@@ -125,7 +125,13 @@ def empty_like(input: Tensor, *, dtype: Any = None, device: Any = None, requires
 
 
 def arange(
-    start: float = 0, end: float | None = None, step: float = 1, *, dtype: Any = None, device: Any = None, requires_grad: bool = False
+    start: float = 0,
+    end: float | None = None,
+    step: float = 1,
+    *,
+    dtype: Any = None,
+    device: Any = None,
+    requires_grad: bool = False,
 ) -> Tensor:
     """start, start + step, … below ``end``; int64 if all three are ints, else the default float.
 
@@ -204,7 +210,15 @@ def randint(
     if low >= high:
         raise ValueError(f"randint: expected low < high, got [{low}, {high})")
     kind = storage.int64 if dtype is None else dtype
-    return _filled_by("integers", shape_of(*([size] if isinstance(size, int) else size)), (low, high), generator, kind, device, requires_grad)
+    return _filled_by(
+        "integers",
+        shape_of(*([size] if isinstance(size, int) else size)),
+        (low, high),
+        generator,
+        kind,
+        device,
+        requires_grad,
+    )
 
 
 def randperm(n: int, *, generator: Generator | None = None, dtype: Any = None, device: Any = None) -> Tensor:
@@ -230,7 +244,9 @@ def multinomial(
     p = input.numpy(force=True).astype(np.float64)
     possible = (p > 0).sum(-1).min() if p.size else 0
     if (p < 0).any() or possible < (1 if replacement else num_samples):
-        raise ValueError("multinomial: expected non-negative probabilities, and as many above zero as samples are drawn")
+        raise ValueError(
+            "multinomial: expected non-negative probabilities, and as many above zero as samples are drawn"
+        )
     source = generator or default_generator
     if replacement:
         edges = np.cumsum(p, -1)[..., None, :]
@@ -244,7 +260,8 @@ def multinomial(
 
 
 def _filled_by(
-    draw: str, shape: tuple[int, ...], bounds: tuple[Any, Any], generator: Generator | None, dtype: Any, device: Any, requires_grad: bool
+    draw: str, shape: tuple[int, ...], bounds: tuple[Any, Any], generator: Generator | None, dtype: Any, device: Any,
+    requires_grad: bool,
 ) -> Tensor:  # fmt: skip
     values = getattr(generator or default_generator, draw)(shape, *bounds, device or "cpu")
     dt = get_default_dtype().dtype if dtype is None else numpy_dtype(dtype)

@@ -1,12 +1,13 @@
-"""The elementwise operations on arrays, casts and sums: each forward above its derivative, once for both array libraries.
+"""The elementwise operations, casts and sums: each forward above its derivative, once for both array libraries.
 
-A derivative uses operators, ``namespace(grad)`` and the classes of this file, so that handed tensors it is recorded in its
-turn. The functions that apply these classes are in functions.py.
+A derivative uses operators, ``namespace(grad)`` and the classes of this file, so that handed tensors it is recorded in
+its turn. The functions that apply these classes are in functions.py.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -86,15 +87,13 @@ class Sum(ArrayFunction):
 
 
 def sum_to(grad: Any, like: Any) -> Any:
-    """Undo broadcasting: sum ``grad`` over the dimensions in which ``like`` (a shape, or None for a scalar) was repeated."""
+    """Undo broadcasting: sum ``grad`` over the dimensions in which ``like`` (a shape, None: a scalar) was repeated."""
     if like is None:
         return None
     if grad.shape == like:
         return grad
     lead = len(grad.shape) - len(like)
-    axes = tuple(range(lead)) + tuple(
-        i + lead for i, n in enumerate(like) if n == 1 and grad.shape[i + lead] != 1
-    )
+    axes = tuple(range(lead)) + tuple(i + lead for i, n in enumerate(like) if n == 1 and grad.shape[i + lead] != 1)
     summed = Sum.apply(grad, axes, True)
     return summed.reshape(like)
 
@@ -263,14 +262,8 @@ class Unary(ArrayFunction):
     """y = of(xp, x, *parameters), with dy/dx = slope(xp, x or y, *parameters)."""
 
     uses_output = False  # slope is a function of y, and x need not be kept
-
-    @staticmethod
-    def of(xp: Any, x: Any) -> Any:
-        raise NotImplementedError
-
-    @staticmethod
-    def slope(xp: Any, kept: Any) -> Any:
-        raise NotImplementedError
+    of: Callable[..., Any]
+    slope: Callable[..., Any]
 
     @staticmethod
     def forward(ctx: Any, x: Array, *parameters: float) -> Array:
@@ -341,20 +334,25 @@ class Abs(Unary):
     slope = staticmethod(lambda xp, x: Sign.apply(x))
 
 
-class Sign(Unary):
+class Step(Unary):
+    """Flat wherever it has a slope."""
+
+    slope = staticmethod(lambda xp, x, *parameters: xp.zeros_like(x))
+
+
+class Sign(Step):
     of = staticmethod(lambda xp, x: (x > 0).astype(x.dtype) - (x < 0).astype(x.dtype))  # of NaN 0, as in torch
-    slope = staticmethod(lambda xp, x, *_: xp.zeros_like(x))
 
 
-class Floor(Sign):
+class Floor(Step):
     of = staticmethod(lambda xp, x: xp.floor(x))
 
 
-class Ceil(Sign):
+class Ceil(Step):
     of = staticmethod(lambda xp, x: xp.ceil(x))
 
 
-class Round(Sign):
+class Round(Step):
     of = staticmethod(lambda xp, x, decimals: xp.around(x, decimals))
 
 
@@ -442,7 +440,7 @@ class Softplus(Unary):
 
 
 class BinaryCrossEntropy(ArrayFunction):
-    """−(y log p + (1 − y) log(1 − p)), the logarithms not below −100: finite, with finite slopes, at p = 0 and p = 1."""
+    """−(y log p + (1 − y) log(1 − p)), the logarithms not below −100: finite, with finite slopes, at p = 0 and 1."""
 
     @staticmethod
     def forward(ctx: Any, p: Array, y: Array) -> Array:

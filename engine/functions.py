@@ -9,12 +9,50 @@ from typing import Any
 import numpy as np
 
 from .elementwise import (
-    Abs, Add, Ceil, Clamp, Cos, Div, Erfc, Exp, Expm1, Floor, Log, Log10, Log1p, Log2, Maximum, Minimum, Mul,
-    Neg, Pow, Reciprocal, Relu, Round, Rsqrt, Sigmoid, Sign, Sin, Sqrt, Sub, Tan, Tanh, Where, cast, dtype_of,
+    Abs,
+    Add,
+    Ceil,
+    Clamp,
+    Cos,
+    Div,
+    Erfc,
+    Exp,
+    Expm1,
+    Floor,
+    Log,
+    Log1p,
+    Log2,
+    Log10,
+    Maximum,
+    Minimum,
+    Mul,
+    Neg,
+    Pow,
+    Reciprocal,
+    Relu,
+    Round,
+    Rsqrt,
+    Sigmoid,
+    Sign,
+    Sin,
+    Sqrt,
+    Sub,
+    Tan,
+    Tanh,
+    Where,
+    cast,
+    dtype_of,
 )  # fmt: skip
 from .graph import Variable
 from .storage import (
-    get_default_dtype, is_floating, module_for, namespace, numpy_dtype, on_device_of, promote, wide
+    get_default_dtype,
+    is_floating,
+    module_for,
+    namespace,
+    numpy_dtype,
+    on_device_of,
+    promote,
+    wide,
 )  # fmt: skip
 
 # --- operands ---------------------------------------------------------------------------------------------------------
@@ -45,19 +83,26 @@ def result_dtype(a: Any, b: Any) -> np.dtype:
     return promote(da, db)
 
 
+def same_device(name: str, *tensors: Any) -> None:
+    """ValueError if the tensors lie on different devices."""
+    first = tensors[0]
+    for t in tensors[1:]:
+        x = t._array
+        if type(x) is not type(first._array) or (type(x) is not np.ndarray and t.device != first.device):
+            raise ValueError(f"{name}: tensors are on different devices: {first.device} and {t.device}")
+
+
 def _matched(name: str, a: Any, b: Any) -> tuple[Any, Any]:
     """Both operands ready for an elementwise operation: one dtype, one device, shapes that broadcast."""
     a_is, b_is = isinstance(a, Variable), isinstance(b, Variable)
     if a_is and b_is:
         x, y = a._array, b._array
-        if type(x) is not type(y):
-            if y.ndim == 0 and namespace(x) is not np:
-                b = b.item()
-            elif x.ndim == 0 and namespace(y) is not np:
-                a = a.item()
-            else:
-                raise ValueError(f"{name}: tensors are on different devices: {a.device} and {b.device}")
-            return _matched(name, a, b)
+        if type(x) is not np.ndarray or type(y) is not np.ndarray:
+            if y.ndim == 0 and type(y) is np.ndarray:  # a scalar of the host goes with every device
+                return _matched(name, a, b.to(a.device))
+            if x.ndim == 0 and type(x) is np.ndarray:
+                return _matched(name, a.to(b.device), b)
+            same_device(name, a, b)
         if x.dtype != y.dtype:
             dt = result_dtype(a, b)
             a, b = cast(a, dt), cast(b, dt)
@@ -95,7 +140,9 @@ def ones_like(input: Any, *, dtype: Any = None, device: Any = None, requires_gra
     return full_like(input, 1, dtype=dtype, device=device, requires_grad=requires_grad)
 
 
-def full_like(input: Any, fill_value: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Any:
+def full_like(
+    input: Any, fill_value: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False
+) -> Any:
     """``fill_value`` in the shape of ``input``, and in its dtype and on its device unless others are given."""
     x = input._array
     xp = namespace(x) if device is None else module_for(device)
@@ -232,7 +279,9 @@ def where(condition: Any, input: Any = None, other: Any = None) -> Any:
     if not isinstance(input, Variable) and not isinstance(other, Variable):
         dt = result_dtype(condition._make(np.zeros(1, bool)), input + other)
         input = condition._make(namespace(condition._array).asarray(input, dt))
-    return Where.apply(condition, *_matched("where", input, other))
+    a, b = _matched("where", input, other)
+    same_device("where", condition, *(t for t in (a, b) if isinstance(t, Variable)))
+    return Where.apply(condition, a, b)
 
 
 def clamp(input: Any, min: Any = None, max: Any = None) -> Any:

@@ -53,7 +53,7 @@ class _ModeBlock:
 
     def __new__(cls, function: Callable[..., Any] | None = None) -> Any:
         self = super().__new__(cls)
-        self._stack: list[bool] = []
+        self._stack = []
         return self if function is None else self(function)
 
     _stack: list[bool]

@@ -10,11 +10,11 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from .gradmode import _mode, enable_grad, no_grad, set_grad_enabled
+from .gradmode import _mode, no_grad, set_grad_enabled
 from .storage import Array, is_floating, namespace, on_device_of
 
 Edge = tuple[Any, int]  # (the node that made a tensor, which of its outputs) or (a leaf, 0)
@@ -24,17 +24,28 @@ class Variable:
     """What the tape needs to know of a tensor; ``Tensor`` is its only subclass."""
 
     __slots__ = (
-        "_array", "_base", "_grad", "_history", "_output", "_retains", "_seen", "grad_fn", "requires_grad", "__weakref__"
+        "__weakref__",
+        "_array",
+        "_base",
+        "_grad",
+        "_history",
+        "_output",
+        "_seen",
+        "grad_fn",
+        "requires_grad"
     )  # fmt: skip
     _array: Array
-    _base: Variable | None  # the tensor that this one is a view of
-    _grad: Variable | None
+    _base: Any  # the tensor that this one is a view of
+    _grad: Any
     _history: list[int]  # shared by all views of one memory: [writes to it, recorded in-place ops on it]
     _output: int  # which output of grad_fn this is
-    _retains: bool  # retain_grad() was called
     _seen: int  # _history[1] when grad_fn was last right
     grad_fn: Any
     requires_grad: bool
+
+    if TYPE_CHECKING:  # whatever else a Tensor has
+
+        def __getattr__(self, name: str) -> Any: ...
 
     def _make(self, array: Array) -> Any:
         """A new tensor over ``array``, of the plain tensor type, without gradient."""
@@ -52,7 +63,7 @@ _stand_ins: dict[int, Variable] = {}
 
 
 def _stand_in(t: Variable) -> Variable:
-    """An empty tensor of the library and device of ``t``: what a node keeps in its place, so that ``t`` can be freed."""
+    """An empty tensor of the library and device of ``t``: what a node keeps in its place, so ``t`` can be freed."""
     x = t._array
     where = -1 if type(x) is np.ndarray else int(x.device.id)
     if where not in _stand_ins:
@@ -154,10 +165,10 @@ class Function:
                 made.append(ctx._attach(output._make(output._array) if alias else output, i))
             else:
                 made.append(output)
-        ctx._outputs = tuple((o.shape, o._array.dtype) if isinstance(o, Variable) else ((), np.dtype("f4")) for o in made)
-        ctx._saved = tuple(
-            _Saved.of(s, args, outputs, edges) if isinstance(s, Variable) else s for s in ctx._saved
+        ctx._outputs = tuple(
+            (o.shape, o._array.dtype) if isinstance(o, Variable) else ((), np.dtype("f4")) for o in made
         )
+        ctx._saved = tuple(_Saved.of(s, args, outputs, edges) if isinstance(s, Variable) else s for s in ctx._saved)
         return tuple(made) if isinstance(result, tuple) else made[0]
 
     def _record(self, edges: tuple[Edge | None, ...]) -> None:
@@ -240,7 +251,7 @@ class _Saved:
         t._history = self.history
         edge = self.edge if self.output is None else (node, self.output)
         if edge is not None:
-            t.grad_fn, t._output, t.requires_grad, t._seen = *edge, True, self.history[1]
+            (t.grad_fn, t._output), t.requires_grad, t._seen = edge, True, self.history[1]
         return t
 
 
@@ -248,8 +259,8 @@ class ArrayFunction(Function):
     """A Function on plain arrays: how the library's own operations are written, with next to no overhead.
 
     ``forward(ctx, *args)`` gets the arrays of tensor arguments and returns an array (or a tuple of them);
-    ``backward(ctx, grad)`` gets arrays, or tensors when the derivative is itself to be differentiated, and is written over
-    ``namespace(grad)`` so that one text serves both. Applied to arrays only, it just runs ``forward``.
+    ``backward(ctx, grad)`` gets arrays, or tensors when the derivative is itself to be differentiated, and is written
+    over ``namespace(grad)`` so that one text serves both. Applied to arrays only, it just runs ``forward``.
     """
 
     keeps_half = True  # a float32 result of 16-bit inputs is rounded to their dtype, once, at the end
@@ -262,7 +273,7 @@ class ArrayFunction(Function):
         self._saved = arrays
 
     def keep(self, *arrays: Any) -> None:
-        """Keep arrays made inside ``forward`` for ``kept``. What is computed from them cannot be differentiated again."""
+        """Keep arrays made inside ``forward`` for ``kept``. What is computed from them has no derivative again."""
         self._kept = arrays
 
     @property
@@ -357,7 +368,8 @@ class ArrayFunction(Function):
             if isinstance(s, _Saved):
                 s.check(self)
         handed = [
-            self._zeros(i, create_graph) if g is None and i < type(self).differentiable else g for i, g in enumerate(grads)
+            self._zeros(i, create_graph) if g is None and i < type(self).differentiable else g
+            for i, g in enumerate(grads)
         ]
         with set_grad_enabled(create_graph), on_device_of(self._like._array):
             result = type(self).backward(self, *handed)

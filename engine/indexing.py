@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from .elementwise import Broadcast, cast, dtype_of, sum_to
-from .functions import full_like, maximum, minimum, where
+from .functions import full_like, maximum, minimum, same_device, where, zeros_like
 from .graph import ArrayFunction, Variable
 from .reductions import amax, amin, argmax, argmin, axis_of, numpy_names
 from .storage import Array, address, byte_bounds, is_cupy, namespace, on_device_of, wide
@@ -18,6 +19,8 @@ Size = tuple[int, ...]
 class Index(ArrayFunction):
     """x[key], basic or advanced; the derivative adds each gradient to where it came from, repeats included."""
 
+    key: Any
+
     @staticmethod
     def forward(ctx: Any, x: Array, key: Any) -> Array:
         ctx.shape, ctx.key = x.shape, key
@@ -26,7 +29,9 @@ class Index(ArrayFunction):
     def name(self) -> str:
         """torch's name of what the last part of the index does."""
         keys = self.key if _is_basic(self.key) else ()
-        kinds = [{int: "Select", slice: "Slice"}.get(type(k), "Unsqueeze") for k in keys if k not in (slice(None), Ellipsis)]
+        kinds = [
+            {int: "Select", slice: "Slice"}.get(type(k), "Unsqueeze") for k in keys if k not in (slice(None), Ellipsis)
+        ]
         return f"{kinds[-1] if kinds else 'Index'}Backward0"
 
     @staticmethod
@@ -59,7 +64,7 @@ class Scatter(ArrayFunction):
 
 def _is_basic(key: Any) -> bool:
     keys = key if isinstance(key, tuple) else (key,)
-    return all(k is None or k is Ellipsis or isinstance(k, (int, slice)) and not isinstance(k, bool) for k in keys)
+    return all(k is None or k is Ellipsis or (isinstance(k, (int, slice)) and not isinstance(k, bool)) for k in keys)
 
 
 def _zeroed(grad: Any, mask: Array) -> Any:
@@ -83,7 +88,11 @@ class IndexPut(ArrayFunction):
         mask[ctx.key] = True
         given = Index.apply(grad, ctx.key)
         extra = len(ctx.shape) - len(given.shape)  # a value may have more dimensions, of size 1, in front
-        return _zeroed(grad, mask), sum_to(given, ctx.shape[extra:] if extra > 0 else ctx.shape).reshape(ctx.shape), None
+        return (
+            _zeroed(grad, mask),
+            sum_to(given, ctx.shape[extra:] if extra > 0 else ctx.shape).reshape(ctx.shape),
+            None,
+        )
 
 
 class Region(ArrayFunction):
@@ -133,7 +142,7 @@ class RegionTake(ArrayFunction):
 
 
 class RegionPut(ArrayFunction):
-    """``x``, into which ``part`` has been written where ``view`` lies: what an in-place operation on a view does to its base."""
+    """``x``, into which ``part`` was written where ``view`` lies: an in-place operation on a view, seen by its base."""
 
     @staticmethod
     def forward(ctx: Any, x: Array, part: Array, view: Array) -> Array:
@@ -152,13 +161,11 @@ def _view_at(owner: Array, start: int, shape: Size, strides: Size) -> Array:
         cp = namespace(owner)
         return cp.ndarray(shape, owner.dtype, owner.data + (start - address(owner)), strides)
 
-    class Memory:
-        __array_interface__ = {
-            "data": (start, False), "shape": shape, "strides": strides, "typestr": f"|V{owner.itemsize}", "version": 3
-        }  # fmt: skip
-        keeps = owner
-
-    return np.asarray(Memory()).view(owner.dtype)
+    memory = SimpleNamespace(keeps=owner)
+    memory.__array_interface__ = {
+        "data": (start, False), "shape": shape, "strides": strides, "typestr": f"|V{owner.itemsize}", "version": 3
+    }  # fmt: skip
+    return np.asarray(memory).view(owner.dtype)
 
 
 def _same_layout(x: Array, view: Array) -> tuple[Array, Array]:
@@ -200,10 +207,14 @@ def nonzero(input: Any, *, as_tuple: bool = False) -> Any:
         return input._make(namespace(input._array).argwhere(input._array).astype(np.int64))
 
 
+def _is_mask(k: Any) -> bool:
+    return hasattr(k, "dtype") and k.dtype.kind == "b"
+
+
 def keys_of(input: Any, key: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     """An index as two: a basic one, which makes a view, and an advanced one of that view; () where there is none.
 
-    As in torch, ints, slices, None and ... come first, then lists, tensors and masks (NumPy counts an int as one of them).
+    As in torch, ints, slices, None and ... come first, then lists, tensors and masks (to NumPy an int is one of those).
     """
     xp = namespace(input._array)
 
@@ -223,7 +234,7 @@ def keys_of(input: Any, key: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         return k
 
     parts = [one(k) for k in (key if isinstance(key, tuple) else (key,))]
-    taken = [k.ndim if getattr(k, "dtype", None) == bool else k is not None and k is not Ellipsis for k in parts]
+    taken = [k.ndim if _is_mask(k) else k is not None and k is not Ellipsis for k in parts]
     if sum(taken) > input.ndim:
         raise IndexError(f"too many indices: got {sum(taken)} for a tensor of {input.ndim} dimensions")
     if not any(hasattr(k, "dtype") for k in parts):
@@ -255,15 +266,16 @@ def getitem(input: Any, key: Any) -> Any:
 def index_select(input: Any, dim: int, index: Any) -> Any:
     """The slices of ``input`` along ``dim`` that ``index`` (1-d) names; IndexError if one is not there."""
     axis = axis_of("index_select", input.ndim, dim)
-    _check_positions("index_select", index)
+    _check_positions("index_select", input, index, 1)
     return getitem(input, (*[slice(None)] * axis, index))
 
 
-def _check_positions(name: str, index: Any, ndim: int = 1) -> None:
+def _check_positions(name: str, input: Any, index: Any, ndim: int) -> None:
     if index._array.dtype.kind not in "iu":
         raise TypeError(f"{name}: expected an index of an integer dtype, got {index.dtype}")
     if index.ndim != ndim:
         raise ValueError(f"{name}: expected an index of {ndim} dimensions, got shape {list(index.shape)}")
+    same_device(name, input, index)
     if isinstance(index._array, np.ndarray) and index._array.size and index._array.min() < 0:
         raise IndexError(f"{name}: expected no negative indices, got {index._array.min()}")
 
@@ -274,25 +286,30 @@ def gather(input: Any, dim: int, index: Any) -> Any:
     Raises:
         IndexError: an index outside the size of ``dim``.
     """
-    _check_positions("gather", index, input.ndim)
+    _check_positions("gather", input, index, input.ndim)
     return Gather.apply(input, axis_of("gather", input.ndim, dim), index._array)
 
 
 def scatter(input: Any, dim: int, index: Any, src: Any) -> Any:
     """A copy of ``input`` with ``src`` (a tensor or a number) written where ``index`` points along ``dim``."""
     axis = axis_of("scatter", input.ndim, dim)
-    _check_positions("scatter", index, input.ndim)
+    _check_positions("scatter", input, index, input.ndim)
     if not isinstance(src, Variable):
         src = full_like(index, src, dtype=input.dtype)
     if src.ndim != index.ndim or any(n > m for n, m in zip(index.shape, src.shape, strict=True)):
-        raise ValueError(f"scatter: expected a src at least as large as index, {list(index.shape)}, got {list(src.shape)}")
+        raise ValueError(
+            f"scatter: expected a src at least as large as index, {list(index.shape)}, got {list(src.shape)}"
+        )
     given = getitem(src, tuple(slice(n) for n in index.shape))
     return IndexPut.apply(input.clone(), cast(given, dtype_of(input)), _along(index._array, axis))
 
 
 def masked_fill(input: Any, mask: Any, value: Any) -> Any:
     """``value`` where ``mask`` holds, ``input`` elsewhere."""
-    return where(mask, cast(value, dtype_of(input)) if isinstance(value, Variable) else value, input)
+    filled = where(mask, cast(value, dtype_of(input)) if isinstance(value, Variable) else value, input)
+    if dtype_of(filled) != dtype_of(input):
+        raise TypeError(f"masked_fill: {value!r} cannot be stored in {input.dtype}")
+    return filled
 
 
 def masked_select(input: Any, mask: Any) -> Any:
@@ -302,10 +319,16 @@ def masked_select(input: Any, mask: Any) -> Any:
 
 
 class ValuesIndices(NamedTuple):
-    """What ``sort``, ``topk``, ``max(dim)`` and ``min(dim)`` return."""
+    """What ``sort``, ``topk``, ``max(dim)`` and ``min(dim)`` return, each as a class of its own name."""
 
     values: Any
     indices: Any
+
+    def __repr__(self) -> str:
+        return f"tilegrad.return_types.{type(self).__name__}(\nvalues={self.values},\nindices={self.indices})"
+
+
+RETURN_TYPES: dict[str, Any] = {name: type(name, (ValuesIndices,), {}) for name in ("sort", "topk", "max", "min")}
 
 
 def _order(input: Any, axis: int, descending: bool) -> Any:
@@ -323,10 +346,10 @@ def _order(input: Any, axis: int, descending: bool) -> Any:
 def sort(input: Any, dim: int = -1, descending: bool = False, stable: bool = True) -> ValuesIndices:
     """Sorted along ``dim``, and the indices that sort; equals keep their order, NaN is the largest."""
     if input.ndim == 0:
-        return ValuesIndices(input.clone(), input._make(namespace(input._array).zeros((), np.int64)))
+        return RETURN_TYPES["sort"](input.clone(), zeros_like(input, dtype=np.int64))
     axis = axis_of("sort", input.ndim, dim)
     order = _order(input, axis, descending)
-    return ValuesIndices(gather(input, axis, order), order)
+    return RETURN_TYPES["sort"](gather(input, axis, order), order)
 
 
 @numpy_names
@@ -345,34 +368,34 @@ def topk(input: Any, k: int, dim: int = -1, largest: bool = True, sorted: bool =
     if not 0 <= k <= input.shape[axis]:
         raise ValueError(f"topk: expected k between 0 and {input.shape[axis]}, got {k}")
     order = getitem(_order(input, axis, largest), (*[slice(None)] * axis, slice(k)))
-    return ValuesIndices(gather(input, axis, order), order)
+    return RETURN_TYPES["topk"](gather(input, axis, order), order)
 
 
 @numpy_names
 def max(input: Any, dim: Any = None, keepdim: bool = False) -> Any:
     """The largest of all; with ``dim``, ``(values, indices)`` along it; with a tensor, ``maximum`` of the two."""
-    return _extreme(input, dim, keepdim, amax, argmax, maximum)
+    return _extreme("max", input, dim, keepdim, amax, argmax, maximum)
 
 
 @numpy_names
 def min(input: Any, dim: Any = None, keepdim: bool = False) -> Any:
     """The smallest of all; with ``dim``, ``(values, indices)`` along it; with a tensor, ``minimum`` of the two."""
-    return _extreme(input, dim, keepdim, amin, argmin, minimum)
+    return _extreme("min", input, dim, keepdim, amin, argmin, minimum)
 
 
-def _extreme(input: Any, dim: Any, keepdim: bool, over: Any, index_over: Any, between: Any) -> Any:
+def _extreme(name: str, input: Any, dim: Any, keepdim: bool, over: Any, index_over: Any, between: Any) -> Any:
     if dim is None:
         return over(input)
     if isinstance(dim, Variable):
         return between(input, dim)
     index = index_over(input, dim, True)  # the value goes with one index, which gets all of the gradient
     if input.ndim == 0:
-        return ValuesIndices(input.clone(), index)
-    axis = axis_of("max", input.ndim, dim)
+        return RETURN_TYPES[name](input.clone(), index)
+    axis = axis_of(name, input.ndim, dim)
     values = gather(input, axis, index)
     if not keepdim:
         values, index = values.squeeze(axis), index.squeeze(axis)
-    return ValuesIndices(values, index)
+    return RETURN_TYPES[name](values, index)
 
 
 def one_hot(tensor: Any, num_classes: int = -1) -> Any:

@@ -2,35 +2,47 @@
 
 from __future__ import annotations
 
+import builtins
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from . import elementwise, functions, indexing, reductions, shaping, storage
 from .gradmode import is_grad_enabled
 from .random import default_generator
-from .reductions import Dim
 from .storage import namespace
+
+
+def in_place(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The method that writes the result of a function into the tensor, recorded where a gradient needs it."""
+
+    @functools.wraps(function)
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return self._update(function, *args, **kwargs)
+
+    return method
 
 
 class Methods:
     """The named methods of ``Tensor``; in-place ones end in an underscore and return the tensor."""
 
     __slots__ = ()
-    _array: Any
-    _history: list[int]
-    _update: Callable[..., Any]
-    requires_grad: bool
-    grad_fn: Any
-    shape: Any
-    ndim: int
-    device: Any
+
+    if TYPE_CHECKING:  # what Tensor adds
+
+        def __getattr__(self, name: str) -> Any: ...
 
     # --- dtype, device, layout ----------------------------------------------------------------------------------------
 
-    def to(self, *args: Any, dtype: Any = None, device: Any = None, non_blocking: bool = False, copy: bool = False) -> Any:
-        """The tensor on another device and/or in another dtype (also those of another tensor); itself if nothing changes."""
+    def to(
+        self,
+        *args: Any,
+        dtype: Any = None,
+        device: Any = None,
+        non_blocking: builtins.bool = False,
+        copy: builtins.bool = False,
+    ) -> Any:
+        """The tensor on another device, in another dtype, or in those of another tensor; itself if nothing changes."""
         for a in args:
             if isinstance(a, Methods):
                 dtype, device = a._array.dtype, a.device
@@ -53,7 +65,7 @@ class Methods:
         """The tensor on the host."""
         return self.to("cpu")
 
-    def cuda(self, device: int | None = None) -> Any:
+    def cuda(self, device: builtins.int | None = None) -> Any:
         """The tensor on a GPU."""
         return self.to("cuda" if device is None else f"cuda:{device}")
 
@@ -93,38 +105,38 @@ class Methods:
         """The tensor as bool."""
         return self.to(storage.bool_)
 
-    def dim(self) -> int:
+    def dim(self) -> builtins.int:
         """The number of dimensions."""
         return self.ndim
 
-    def size(self, dim: int | None = None) -> Any:
+    def size(self, dim: builtins.int | None = None) -> Any:
         """The shape, or its size along ``dim``."""
         return self.shape if dim is None else self.shape[dim]
 
-    def numel(self) -> int:
+    def numel(self) -> builtins.int:
         """The number of elements."""
         return int(self._array.size)
 
     nelement = numel
 
-    def element_size(self) -> int:
+    def element_size(self) -> builtins.int:
         """The bytes of one element."""
         return int(self._array.itemsize)
 
-    def stride(self, dim: int | None = None) -> Any:
+    def stride(self, dim: builtins.int | None = None) -> Any:
         """The distance, in elements, between neighbours along each dimension."""
         strides = tuple(s // self._array.itemsize for s in self._array.strides)
         return strides if dim is None else strides[dim]
 
-    def data_ptr(self) -> int:
+    def data_ptr(self) -> builtins.int:
         """The address of the first element."""
         return storage.address(self._array)
 
-    def is_floating_point(self) -> bool:
+    def is_floating_point(self) -> builtins.bool:
         """Whether the dtype is a floating one."""
         return storage.is_floating(self._array.dtype)
 
-    def is_contiguous(self) -> bool:
+    def is_contiguous(self) -> builtins.bool:
         """Whether the elements lie in row-major order without gaps."""
         return bool(self._array.flags.c_contiguous)
 
@@ -140,9 +152,12 @@ class Methods:
         """Ones of a shape, of this tensor's dtype and device."""
         return self.new_full(shaping.shape_of(*shape), 1, dtype=dtype)
 
-    def new_full(self, size: Sequence[int], fill_value: Any, *, dtype: Any = None) -> Any:
+    def new_full(self, size: Sequence[builtins.int], fill_value: Any, *, dtype: Any = None) -> Any:
         """A constant of a shape, of this tensor's dtype and device."""
-        return functions.full_like(shaping.expand(functions.ones_like(self).sum(), *size), fill_value, dtype=dtype or self._array.dtype)
+        x = self._array
+        with storage.on_device_of(x):
+            dt = x.dtype if dtype is None else storage.numpy_dtype(dtype)
+            return self._make(namespace(x).full(shaping.shape_of(*size), fill_value, dt))
 
     # --- the functions of the same names ------------------------------------------------------------------------------
 
@@ -204,77 +219,27 @@ class Methods:
         """``expand`` to the shape of ``other``."""
         return shaping.expand(self, *other.shape)
 
-    # --- in place -------------------------------------------------------------------------------------------------------
+    # --- in place -----------------------------------------------------------------------------------------------------
 
-    def add_(self, other: Any, *, alpha: float = 1) -> Any:
-        return self._update(functions.add, other if alpha == 1 else other * alpha)
+    add_, sub_ = in_place(functions.add), in_place(functions.sub)
+    mul_, div_ = in_place(functions.mul), in_place(functions.div)
+    floor_divide_, remainder_ = in_place(functions.floor_divide), in_place(functions.remainder)
+    pow_, clamp_ = in_place(functions.pow), in_place(functions.clamp)
+    neg_, abs_, reciprocal_ = in_place(functions.neg), in_place(functions.abs), in_place(functions.reciprocal)
+    exp_, log_, sqrt_ = in_place(functions.exp), in_place(functions.log), in_place(functions.sqrt)
+    tanh_, sigmoid_, relu_ = in_place(functions.tanh), in_place(functions.sigmoid), in_place(functions.relu)
+    floor_, ceil_, round_ = in_place(functions.floor), in_place(functions.ceil), in_place(functions.round)
+    masked_fill_, scatter_ = in_place(indexing.masked_fill), in_place(indexing.scatter)
 
-    def sub_(self, other: Any, *, alpha: float = 1) -> Any:
-        return self._update(functions.sub, other if alpha == 1 else other * alpha)
-
-    def mul_(self, other: Any) -> Any:
-        return self._update(functions.mul, other)
-
-    def div_(self, other: Any) -> Any:
-        return self._update(functions.div, other)
-
-    def pow_(self, exponent: Any) -> Any:
-        return self._update(functions.pow, exponent)
-
-    def clamp_(self, min: Any = None, max: Any = None) -> Any:
-        return self._update(functions.clamp, min, max)
-
-    def neg_(self) -> Any:
-        return self._update(functions.neg)
-
-    def exp_(self) -> Any:
-        return self._update(functions.exp)
-
-    def log_(self) -> Any:
-        return self._update(functions.log)
-
-    def sqrt_(self) -> Any:
-        return self._update(functions.sqrt)
-
-    def abs_(self) -> Any:
-        return self._update(functions.abs)
-
-    def reciprocal_(self) -> Any:
-        return self._update(functions.reciprocal)
-
-    def tanh_(self) -> Any:
-        return self._update(functions.tanh)
-
-    def sigmoid_(self) -> Any:
-        return self._update(functions.sigmoid)
-
-    def relu_(self) -> Any:
-        return self._update(functions.relu)
-
-    def round_(self) -> Any:
-        return self._update(functions.round)
-
-    def floor_(self) -> Any:
-        return self._update(functions.floor)
-
-    def ceil_(self) -> Any:
-        return self._update(functions.ceil)
-
-    def masked_fill_(self, mask: Any, value: Any) -> Any:
-        return self._update(indexing.masked_fill, mask, value)
-
-    def scatter_(self, dim: int, index: Any, src: Any) -> Any:
-        return self._update(indexing.scatter, dim, index, src)
-
-    def uniform_(self, a: float = 0.0, b: float = 1.0, generator: Any = None) -> Any:
+    def uniform_(self, a: builtins.float = 0.0, b: builtins.float = 1.0, generator: Any = None) -> Any:
         """Draw every element uniformly from [a, b)."""
         return self._draw((generator or default_generator).uniform(self.shape, a, b, self.device))
 
-    def normal_(self, mean: float = 0.0, std: float = 1.0, generator: Any = None) -> Any:
+    def normal_(self, mean: builtins.float = 0.0, std: builtins.float = 1.0, generator: Any = None) -> Any:
         """Draw every element from the normal distribution of this mean and standard deviation."""
         return self._draw((generator or default_generator).normal(self.shape, mean, std, self.device))
 
-    def bernoulli_(self, p: float = 0.5, generator: Any = None) -> Any:
+    def bernoulli_(self, p: builtins.float = 0.5, generator: Any = None) -> Any:
         """Draw every element: 1 with probability ``p``, else 0."""
         return self._draw((generator or default_generator).uniform(self.shape, 0.0, 1.0, self.device) < p)
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from .elementwise import Broadcast, Sign, Sqrt, Sum, _kept, cast, dtype_of, sum_to, widened
-from .functions import _float, abs, exp, log
+from .functions import _float, abs, exp, log, same_device
 from .graph import ArrayFunction, Variable
 from .storage import Array, is_floating, namespace, numpy_dtype, on_device_of, wide, wide_dtype
 
@@ -243,17 +243,21 @@ def mean(input: Any, dim: Dim = None, keepdim: bool = False, *, dtype: Any = Non
 
 
 @numpy_names
-def var(input: Any, dim: Dim = None, unbiased: bool = True, keepdim: bool = False, *, correction: float | None = None) -> Any:
+def var(
+    input: Any, dim: Dim = None, unbiased: bool = True, keepdim: bool = False, *, correction: float | None = None
+) -> Any:
     """The variance over ``dim``: squared deviations divided by n − correction (1 unless ``unbiased`` is False)."""
     if isinstance(dim, bool):  # var(input, unbiased)
-        dim, unbiased = None, dim
+        unbiased, dim = dim, None
     axes = axes_of("var", input.ndim, dim)
     degrees = math.prod(input.shape[i] for i in axes) - (int(unbiased) if correction is None else correction)
     return Var.apply(_floating("var", input), axes, keepdim, max(degrees, 0))
 
 
 @numpy_names
-def std(input: Any, dim: Dim = None, unbiased: bool = True, keepdim: bool = False, *, correction: float | None = None) -> Any:
+def std(
+    input: Any, dim: Dim = None, unbiased: bool = True, keepdim: bool = False, *, correction: float | None = None
+) -> Any:
     """The square root of ``var``."""
     spread = Std.apply(var(widened(_floating("std", input)), dim, unbiased, keepdim, correction=correction))
     return cast(spread, dtype_of(input))
@@ -412,15 +416,16 @@ def matmul(input: Any, other: Any) -> Any:
     a, b = input, other
     if dtype_of(a) != dtype_of(b):
         raise TypeError(f"matmul: expected operands of one dtype, got {a.dtype} and {b.dtype}")
-    if type(a._array) is not type(b._array):
-        raise ValueError(f"matmul: operands are on different devices: {a.device} and {b.device}")
+    same_device("matmul", a, b)
     if a.ndim == 0 or b.ndim == 0 or a.shape[-1] != b.shape[-2 if b.ndim > 1 else 0]:
         raise ValueError(f"matmul: shapes {list(a.shape)} and {list(b.shape)} cannot be multiplied")
     if a.ndim > 2 or b.ndim > 2:
         try:
             np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
         except ValueError:
-            raise ValueError(f"matmul: the batch dimensions of {list(a.shape)} and {list(b.shape)} do not broadcast") from None
+            raise ValueError(
+                f"matmul: the batch dimensions of {list(a.shape)} and {list(b.shape)} do not broadcast"
+            ) from None
     row, column = a.ndim == 1, b.ndim == 1
     if row:
         a = a.reshape(1, -1)
@@ -434,7 +439,9 @@ def matmul(input: Any, other: Any) -> Any:
 
 def _of_dims(name: str, a: Any, b: Any, dims: tuple[int, int]) -> Any:
     if (a.ndim, b.ndim) != dims:
-        raise ValueError(f"{name}: expected tensors of {dims[0]} and {dims[1]} dimensions, got {list(a.shape)} and {list(b.shape)}")
+        raise ValueError(
+            f"{name}: expected tensors of {dims[0]} and {dims[1]} dimensions, got {list(a.shape)} and {list(b.shape)}"
+        )
     return matmul(a, b)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from . import storage
 from .elementwise import Broadcast, cast, dtype_of
-from .functions import result_dtype
+from .functions import result_dtype, same_device
 from .graph import ArrayFunction
 from .indexing import Index
 from .reductions import axes_of, axis_of, numpy_names
@@ -247,9 +247,12 @@ def cat(tensors: Sequence[Any], dim: int = 0) -> Any:
     parts = [p for p in tensors if p.shape != (0,)] or list(tensors)  # torch lets an empty vector join anything
     if not parts:
         raise ValueError("cat: expected at least one tensor, got none")
+    same_device("cat", *parts)
     axis = axis_of("cat", parts[0].ndim, dim)
     for p in parts[1:]:
-        if p.ndim != parts[0].ndim or any(a != b for i, (a, b) in enumerate(zip(p.shape, parts[0].shape, strict=True)) if i != axis):
+        if p.ndim != parts[0].ndim or any(
+            a != b for i, (a, b) in enumerate(zip(p.shape, parts[0].shape, strict=True)) if i != axis
+        ):
             raise ValueError(f"cat: shapes {list(parts[0].shape)} and {list(p.shape)} differ outside dim {axis}")
     dt = dtype_of(parts[0])
     for p in parts[1:]:
@@ -282,7 +285,8 @@ def split(input: Any, split_size: int | Sequence[int], dim: int = 0) -> tuple[An
             raise ValueError(f"split: sizes {sizes} add up to {sum(sizes)}, expected {total}")
     ends = np.cumsum(sizes)
     return tuple(
-        Index.apply(input, (*[slice(None)] * axis, slice(int(e) - n, int(e)), Ellipsis)) for n, e in zip(sizes, ends, strict=True)
+        Index.apply(input, (*[slice(None)] * axis, slice(int(e) - n, int(e)), Ellipsis))
+        for n, e in zip(sizes, ends, strict=True)
     )
 
 
@@ -308,5 +312,3 @@ def tril(input: Any, diagonal: int = 0) -> Any:
 def triu(input: Any, diagonal: int = 0) -> Any:
     """The matrix with what lies below the diagonal set to 0."""
     return input * input._make(~namespace(input._array).tri(*input.shape[-2:], diagonal - 1, dtype=bool))
-
-

@@ -6,6 +6,7 @@ The lowest layer: it knows nothing of tensors or of gradients. CuPy is imported 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import math
 import sys
 from types import ModuleType
@@ -158,7 +159,9 @@ class device:
         self.index = int(number) if colon else index
 
     def __repr__(self) -> str:
-        return f"device(type={self.type!r})" if self.index is None else f"device(type={self.type!r}, index={self.index})"
+        return (
+            f"device(type={self.type!r})" if self.index is None else f"device(type={self.type!r}, index={self.index})"
+        )
 
     def __str__(self) -> str:
         return self.type if self.index is None else f"{self.type}:{self.index}"
@@ -237,9 +240,12 @@ def device_of(x: Array) -> device:
     return device("cuda", int(x.device.id)) if is_cupy(x) else CPU
 
 
+_NOWHERE = contextlib.nullcontext()
+
+
 def on_device_of(x: Array) -> Any:
     """A context in which new arrays and launches go to the device of ``x``; nothing for NumPy."""
-    return x.device if is_cupy(x) else contextlib.nullcontext()
+    return _NOWHERE if type(x) is np.ndarray or not is_cupy(x) else x.device
 
 
 def to_device(x: Array, where: device | str) -> Array:
@@ -279,6 +285,20 @@ def from_dlpack(x: Any) -> Array:
     if kind == 2:
         return cupy().from_dlpack(x.detach() if hasattr(x, "detach") else x)
     raise BufferError(f"from_dlpack: expected memory of a CPU or of a CUDA device, got DLPack device type {kind}")
+
+
+def to_dlpack(x: Array, **kwargs: Any) -> Any:
+    """The DLPack capsule of an array, made by its library; of bfloat16 too, which NumPy's DLPack does not know."""
+    if is_cupy(x) or x.dtype != bfloat16.dtype:
+        return x.__dlpack__(**kwargs)
+    capsule = x.view(np.int16).__dlpack__(**kwargs)
+    # What follows is the type's code in the struct behind the capsule: 4 stands for bfloat16.
+    python = ctypes.pythonapi
+    python.PyCapsule_IsValid.argtypes = python.PyCapsule_GetPointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
+    python.PyCapsule_GetPointer.restype = ctypes.c_void_p
+    name, offset = (b"dltensor", 20) if python.PyCapsule_IsValid(capsule, b"dltensor") else (b"dltensor_versioned", 52)
+    ctypes.c_uint8.from_address(python.PyCapsule_GetPointer(capsule, name) + offset).value = 4
+    return capsule
 
 
 def byte_bounds(x: Array) -> tuple[int, int]:

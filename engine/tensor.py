@@ -10,9 +10,9 @@ import numpy as np
 from . import autograd, elementwise, functions, indexing, reductions, shaping, storage
 from .gradmode import is_grad_enabled, no_grad
 from .graph import Edge, Function, Variable
-from .methods import Methods
-from .storage import Array, device, dtype, namespace, numpy_dtype
+from .methods import Methods, in_place
 from .printing import tensor_repr
+from .storage import Array, device, dtype, namespace, numpy_dtype
 
 
 class Tensor(Methods, Variable):
@@ -47,14 +47,11 @@ class Tensor(Methods, Variable):
         return wrap(array)
 
     def _edge(self) -> Edge | None:
-        if not self.requires_grad:
-            if self._base is None or self._seen == self._history[1]:
-                return None
         if self._base is not None and self._seen != self._history[1]:
             self._catch_up()
-        if self.grad_fn is None:
-            return (self, 0) if self.requires_grad else None
-        return self.grad_fn, self._output
+        if not self.requires_grad:
+            return None
+        return (self, 0) if self.grad_fn is None else (self.grad_fn, self._output)
 
     def _catch_up(self) -> None:
         """An in-place operation elsewhere in this view's memory was recorded: take the base's history over."""
@@ -144,7 +141,11 @@ class Tensor(Methods, Variable):
     # --- the graph ----------------------------------------------------------------------------------------------------
 
     def backward(
-        self, gradient: Tensor | None = None, retain_graph: bool | None = None, create_graph: bool = False, inputs: Any = None
+        self,
+        gradient: Tensor | None = None,
+        retain_graph: bool | None = None,
+        create_graph: bool = False,
+        inputs: Any = None,
     ) -> None:
         """Accumulate the gradient of this tensor, weighted by ``gradient``, into the leaves (or only into ``inputs``).
 
@@ -191,7 +192,7 @@ class Tensor(Methods, Variable):
     # --- in place -----------------------------------------------------------------------------------------------------
 
     def _begin_write(self, *sources: Any) -> Tensor | None:
-        """Before a write: a tensor that stands for the old value in the graph, or None where nothing is to be recorded."""
+        """Before a write: what stands for the old value in the graph, or None where nothing is to be recorded."""
         if not is_grad_enabled():
             return None
         edge = self._edge()
@@ -209,7 +210,7 @@ class Tensor(Methods, Variable):
         return out
 
     def _end_write(self, result: Tensor | None) -> None:
-        """After a write: count it. A recorded ``result`` is this tensor's new history, and a part of that of its base."""
+        """After a write: count it. A recorded ``result`` is this tensor's new history, and part of its base's."""
         self._history[0] += 1
         if result is None:
             return
@@ -223,16 +224,18 @@ class Tensor(Methods, Variable):
         self.grad_fn, self._output, self.requires_grad = result.grad_fn, result._output, result.requires_grad
         self._seen = self._history[1]
 
-    def _update(self, operation: Any, *args: Any) -> Tensor:
-        """self[...] = operation(self, *args): the in-place form of an operation, recorded where a gradient needs it."""
-        old = self._begin_write(*args)
+    def _update(self, operation: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """self[...] = operation(self, …): the in-place form of an operation, recorded where a gradient needs it."""
+        old = self._begin_write(*args, *kwargs.values())
         if old is None:
-            result = operation(self, *args)
+            result = operation(self, *args, **kwargs)
         else:
             old._array = self._array.copy()  # what the operation keeps of the old value has to outlive the write
-            result = operation(old, *(old if a is self else a for a in args))
+            result = operation(old, *(old if a is self else a for a in args), **kwargs)
         if result.shape != self.shape:
-            raise ValueError(f"in-place operation: a result of shape {list(result.shape)} does not fit {list(self.shape)}")
+            raise ValueError(
+                f"in-place operation: a result of shape {list(result.shape)} does not fit {list(self.shape)}"
+            )
         if functions._category(result._array.dtype) > functions._category(self._array.dtype):
             raise TypeError(f"in-place operation: a result of {result.dtype} cannot be stored in {self.dtype}")
         if any(step == 0 and n > 1 for step, n in zip(self._array.strides, self._array.shape, strict=True)):
@@ -273,7 +276,12 @@ class Tensor(Methods, Variable):
 
     __add__ = __radd__ = functions.add
     __mul__ = __rmul__ = functions.mul
-    __sub__, __truediv__, __floordiv__, __mod__ = functions.sub, functions.div, functions.floor_divide, functions.remainder
+    __sub__, __truediv__, __floordiv__, __mod__ = (
+        functions.sub,
+        functions.div,
+        functions.floor_divide,
+        functions.remainder,
+    )
     __pow__, __matmul__, __neg__, __abs__ = functions.pow, reductions.matmul, functions.neg, functions.abs
     __lt__, __le__, __gt__, __ge__ = functions.lt, functions.le, functions.gt, functions.ge
     __and__ = __rand__ = functions.bitwise_and
@@ -312,35 +320,10 @@ class Tensor(Methods, Variable):
     def __ne__(self, other: Any) -> Any:
         return True if other is None else functions.ne(self, other)
 
-    def __iadd__(self, other: Any) -> Tensor:
-        return self._update(functions.add, other)
-
-    def __isub__(self, other: Any) -> Tensor:
-        return self._update(functions.sub, other)
-
-    def __imul__(self, other: Any) -> Tensor:
-        return self._update(functions.mul, other)
-
-    def __itruediv__(self, other: Any) -> Tensor:
-        return self._update(functions.div, other)
-
-    def __ifloordiv__(self, other: Any) -> Tensor:
-        return self._update(functions.floor_divide, other)
-
-    def __imod__(self, other: Any) -> Tensor:
-        return self._update(functions.remainder, other)
-
-    def __ipow__(self, exponent: Any) -> Tensor:
-        return self._update(functions.pow, exponent)
-
-    def __iand__(self, other: Any) -> Tensor:
-        return self._update(functions.bitwise_and, other)
-
-    def __ior__(self, other: Any) -> Tensor:
-        return self._update(functions.bitwise_or, other)
-
-    def __ixor__(self, other: Any) -> Tensor:
-        return self._update(functions.bitwise_xor, other)
+    __iadd__, __isub__, __imul__, __itruediv__ = Methods.add_, Methods.sub_, Methods.mul_, Methods.div_
+    __ifloordiv__, __imod__, __ipow__ = Methods.floor_divide_, Methods.remainder_, Methods.pow_
+    __iand__, __ior__ = in_place(functions.bitwise_and), in_place(functions.bitwise_or)
+    __ixor__ = in_place(functions.bitwise_xor)
 
     def __hash__(self) -> int:
         return id(self)
@@ -425,7 +408,7 @@ class Tensor(Methods, Variable):
     def __dlpack__(self, **kwargs: Any) -> Any:
         if self.requires_grad:
             raise BufferError("__dlpack__: the tensor requires grad; use tensor.detach()")
-        return self._array.__dlpack__(**kwargs)
+        return storage.to_dlpack(self._array, **kwargs)
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return self._array.__dlpack_device__()
@@ -436,6 +419,13 @@ class Size(tuple):
 
     def __repr__(self) -> str:
         return f"tilegrad.Size({list(self)})"
+
+    def __getitem__(self, key: Any) -> Any:
+        part = tuple.__getitem__(self, key)
+        return Size(part) if isinstance(key, slice) else part
+
+    def __add__(self, other: Any) -> Size:
+        return Size(tuple.__add__(self, tuple(other)))
 
     def numel(self) -> int:
         """How many elements it holds."""

@@ -9,7 +9,6 @@ import gc
 import sys
 import threading
 import weakref
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -286,7 +285,14 @@ def test_the_hessian_of_a_small_network():
         rows = []
         for g in flat:
             row = lib.autograd.grad(g, weights, retain_graph=True, allow_unused=True)
-            rows.append(np.concatenate([np.zeros(w.numel()) if r is None else r.numpy().reshape(-1) for r, w in zip(row, weights, strict=True)]))
+            rows.append(
+                np.concatenate(
+                    [
+                        np.zeros(w.numel()) if r is None else r.numpy().reshape(-1)
+                        for r, w in zip(row, weights, strict=True)
+                    ]
+                )
+            )
         return np.stack(rows)
 
     ours, theirs = hessian(tg), hessian(torch)
@@ -295,337 +301,7 @@ def test_the_hessian_of_a_small_network():
     assert np.abs(ours).max() > 0.1
 
 
-# --- in place ---------------------------------------------------------------------------------------------------------
-
-PROGRAMS: dict[str, Callable[..., Any]] = {}
-
-
-def program(f: Callable[..., Any]) -> Callable[..., Any]:
-    """``f(lib, x)``, x a leaf (4,) or (4, 3): returns what is differentiated."""
-    PROGRAMS[f.__name__] = f
-    return f
-
-
-@program
-def augmented(lib, x):
-    y = x * 2
-    y += x
-    y -= 0.5
-    y *= x
-    y /= 3
-    y **= 2
-    return y
-
-
-@program
-def item_assignment(lib, x):
-    y = x * 2
-    y[0] = 5.0
-    y[1] = x[2] * x[3]
-    y[2:] = 7 * x[:2]
-    return y
-
-
-@program
-def item_augmented(lib, x):
-    y = lib.zeros(4, dtype=lib.float64)
-    for i in range(4):
-        y[i] += x[i] * x[i]
-    y[1:3] *= x[0]
-    return y
-
-
-@program
-def buffer_filled_in_a_loop(lib, x):
-    out = lib.zeros(3, 4, dtype=lib.float64)
-    for i in range(3):
-        out[i] = x * i + out[i - 1]
-    return out
-
-
-@program
-def view_then_in_place_on_the_view(lib, x):
-    y = x * 2
-    v = y[1:]
-    v *= 3
-    return y
-
-
-@program
-def view_of_it_is_returned(lib, x):
-    y = x * 2
-    v = y[1:]
-    v *= x[0]
-    return v * y.sum()
-
-
-@program
-def view_taken_before_an_operation_on_the_base(lib, x):
-    y = x * 2
-    v, w = y[1:], y[:2]
-    y *= x
-    w += 1
-    return v * v * w.sum()
-
-
-@program
-def views_of_a_constant_buffer(lib, x):
-    y = lib.ones(4, dtype=lib.float64)
-    v, w = y[:2], y[1:]
-    y += x
-    return v.sum() * w
-
-
-@program
-def constant_view_written_with_a_gradient(lib, x):
-    y = lib.ones(4, dtype=lib.float64)
-    v, w = y[:2], y[1:]
-    v *= x[:2]
-    assert y.requires_grad
-    return w * y.sum()
-
-
-@program
-def chain_of_views(lib, x):
-    y = (x * 2).reshape(2, 2)
-    v = y.T[0]
-    w = v[1:]
-    w += 10 * x[0]
-    v *= x[1]
-    return y * y
-
-
-@program
-def view_of_a_view_of_a_view(lib, x):
-    y = x.clone().unsqueeze(0).expand(1, 4)[0].view(2, 2).transpose(0, 1)
-    y[0, 1] = x[3] ** 2
-    y.mul_(2)
-    return y
-
-
-@program
-def zero_forgets(lib, x):
-    y = x * 2
-    y.zero_()
-    z = y + x
-    z[1:3].fill_(4.0)
-    return z * x
-
-
-@program
-def copied_over(lib, x):
-    y = x * 3
-    y.copy_(x * x)
-    z = lib.empty(2, 4, dtype=lib.float64)
-    z.copy_(y)
-    return z
-
-
-@program
-def constant_copied_over_a_part(lib, x):
-    y = x * 3
-    y[:2].copy_(lib.ones(2))
-    y[3] = 0
-    return y * x
-
-
-@program
-def masked_and_indexed(lib, x):
-    y = x * 2
-    y[x > 0] = 1.5
-    y[[0, 2]] *= x[1]
-    y[lib.tensor([3, 1])] = x[:2] * 5
-    return y * y
-
-
-@program
-def broadcast_assignment(lib, x):
-    y = lib.zeros(3, 4, dtype=lib.float64)
-    y[:] = x
-    y[1:, 2] = x.sum()
-    y[0] += 1
-    y[:, [0, 3]] = x[:2]
-    y[None, 2, ..., 1] = x[3:]
-    return y * y
-
-
-@program
-def self_assignment(lib, x):
-    y = x * 2
-    y[:2] = y[2:]
-    y[1:] += y[:-1].clone()
-    y += y
-    return y * x
-
-
-@program
-def saved_result_not_needed(lib, x):
-    y = x + 1
-    y += 1  # addition needs nothing of what it made
-    y.mul_(2)
-    return y.exp()
-
-
-@program
-def detached_part(lib, x):
-    y = x * 2
-    y[0] = y[1].detach() * 3
-    y.detach()[2] = 9.0
-    return y * 4
-
-
-@program
-def write_without_recording(lib, x):
-    y = x * 2
-    with lib.no_grad():
-        y[0] = 10.0
-        y.mul_(3.0)
-    return y + x
-
-
-@program
-def methods_in_place(lib, x):
-    def p():
-        return x * x + 0.7
-
-    return lib.stack([
-        p().sqrt_(), p().log_(), p().exp_(), p().clamp_(1.1, 2.0), p().sub_(x, alpha=0.5), p().add_(x, alpha=2), p().div_(x),
-        p().neg_(), p().abs_(), p().tanh_(), p().sigmoid_(), p().pow_(3), p().reciprocal_(), p().masked_fill_(x > 0.5, 3.0),
-        p().relu_(), p().mul_(x), p().floor_(), p().ceil_(), p().round_(), p().copy_(x), p().zero_(), p().fill_(2.0),
-        p().scatter_(0, lib.tensor([2, 0]), x[:2] * 3),
-    ])  # fmt: skip
-
-
-@program
-def square_in_place(lib, x):
-    y = x.clone()
-    for _ in range(4):
-        y *= x
-        y = y.view(2, 2)
-        y = y.view(4)
-    return y
-
-
-@program
-def split_parts(lib, x):
-    y = x * 1
-    for i, part in enumerate(y.chunk(2)):
-        y = y * 1  # the parts belong to what y was
-        part = part * (i + 2)
-        y[i] = part.sum()
-    return y
-
-
-@program
-def strided_view(lib, x):
-    y = lib.zeros(4, 3, dtype=lib.float64)
-    y[::2, 1:].T[1] += x[1:3]
-    y.T[0] = x
-    return y @ y.T
-
-
-@pytest.mark.parametrize("name", PROGRAMS)
-def test_in_place_operations(name: str):
-    draw = np.random.default_rng(3)
-    data = draw.normal(size=4)
-    made = []
-    for lib in (tg, torch):
-        x = lib.tensor(data, requires_grad=True)
-        y = PROGRAMS[name](lib, x)
-        weights = lib.tensor(np.random.default_rng(4).normal(size=tuple(y.shape)))
-        (y * weights).sum().backward()
-        made.append((y, x.grad))
-    for mine, other in zip(*made, strict=True):
-        close(mine, other)
-
-
-@pytest.mark.parametrize("lib", BOTH)
-def test_leaves_are_not_changed_under_the_tape(lib: Any):
-    x = lib.ones(3, requires_grad=True)
-    for change in (
-        lambda: x.add_(1),
-        lambda: x.zero_(),
-        lambda: x[0].mul_(2),
-        lambda: x.__setitem__(0, 1.0),
-        lambda: x.view(3, 1)[1:].copy_(lib.zeros(2, 1)),
-        lambda: x.normal_(),
-    ):
-        with pytest.raises(RuntimeError, match="leaf .* in-place operation"):
-            change()
-    assert x.tolist() == [1.0, 1.0, 1.0]
-    with lib.no_grad():
-        x[0].mul_(2)
-        x += 1
-        x[1:] = 5.0
-    assert x.tolist() == [3.0, 5.0, 5.0]
-    assert x.requires_grad
-    assert x.is_leaf
-    x.data.zero_()
-    x.detach()[0] = 1.0
-    assert x.tolist() == [1.0, 0.0, 0.0]
-
-
-# What changes something that a derivative needs, between the operation and backward.
-WRITES: dict[str, Callable[..., Any]] = {
-    "saved input": lambda lib, x: (a := x * 1, y := a * a, a.add_(1), y)[2:],
-    "saved constant": lambda lib, x: (c := lib.ones(3), y := x * c, c.mul_(2), y)[2:],
-    "saved output": lambda lib, x: (y := x.exp(), z := y * 1, y.add_(1), z)[2:],
-    "own output": lambda lib, x: (y := x.tanh(), y.mul_(2), y)[1:],
-    "through a view": lambda lib, x: (c := lib.ones(3), y := x * c, c[1:].zero_(), y)[2:],
-    "of a view's base": lambda lib, x: (c := lib.ones(3), y := x[:2] * c[:2], c.zero_(), y)[2:],
-    "through detach": lambda lib, x: (a := x * 1, y := a**2, a.detach().zero_(), y)[2:],
-    "by setitem": lambda lib, x: (a := x * 1, y := a.sin(), a.__setitem__(0, 9.0), y)[2:],
-    "under no_grad": lambda lib, x: (y := x**3, no_grad_write(lib, x), y)[1:],
-    "by copy_": lambda lib, x: (c := lib.ones(3), y := x / c, c.copy_(x.detach()), y)[2:],
-    "matmul": lambda lib, x: (w := lib.ones(3, 2), y := x @ w, w.fill_(2.0), y)[2:],
-    "a leaf that is a view": lambda lib, x: (y := x * x.detach(), no_grad_write(lib, x), y)[1:],
-}  # fmt: skip
-
-
-def no_grad_write(lib: Any, x: Any) -> None:
-    with lib.no_grad():
-        x[0] = 7.0
-
-
-@pytest.mark.parametrize("lib", BOTH)
-@pytest.mark.parametrize("name", WRITES)
-def test_a_change_to_what_backward_needs_is_an_error(name: str, lib: Any):
-    *_, y = WRITES[name](lib, lib.ones(3, requires_grad=True))
-    with pytest.raises(RuntimeError, match="modified by an in-?place operation"):
-        y.sum().backward()
-
-
-@pytest.mark.parametrize("lib", BOTH)
-def test_harmless_changes_pass(lib: Any):
-    x, c, w = lib.ones(3, requires_grad=True), lib.ones(3), lib.ones(3)
-    y = (x + c) * w.clone()
-    c.zero_()  # a sum needs none of its terms
-    w.zero_()
-    other = c[:2]
-    other += 1
-    z = x * c.data
-    z.sum().backward()
-    y.sum().backward()
-    assert x.grad.tolist() == [2.0, 2.0, 1.0]
-    y = x * 3
-    y += 1  # a product needs its factors only
-    y.sum().backward()
-
-
-def test_the_version_error_names_versions():
-    a = tg.ones(2, 3, requires_grad=True) * 1
-    y = a.exp()
-    y += 1
-    y[0] = 2.0
-    with pytest.raises(RuntimeError, match=r"ExpBackward0.*\[2, 3\].*version 2, expected version 0"):
-        y.sum().backward()
-
-
-@pytest.mark.parametrize("lib", BOTH)
-def test_expanded_memory_is_not_written_to(lib: Any):
-    x = lib.ones(1, 3).expand(2, 3)
-    with pytest.raises((RuntimeError, ValueError), match=r"memory"):  # torch: RuntimeError, here: ValueError
-        x += 1
+# --- leaves and intermediates -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("lib", BOTH)
@@ -654,7 +330,7 @@ def test_requires_grad(lib: Any):
     assert y.detach_() is y
     assert y.is_leaf
     assert not y.requires_grad
-    with pytest.raises(RuntimeError, match="floating|[Ff]loat"):
+    with pytest.raises(RuntimeError, match=r"[Ff]loat"):
         lib.ones(2, dtype=lib.int64).requires_grad_()
     x.requires_grad = False
     assert not (x * 2).requires_grad
@@ -746,7 +422,7 @@ def test_custom_functions(lib: Any):
     x = lib.tensor([0.5, -1.0, 2.0], dtype=lib.float64, requires_grad=True)
     cube.apply(x, 2.0).sum().backward()
     assert x.grad.tolist() == [1.5, 6.0, 24.0]
-    assert repr(cube.apply(x).grad_fn).startswith("<CubeBackward object") or "CubeBackward" in repr(cube.apply(x).grad_fn)
+    assert "CubeBackward object" in repr(cube.apply(x).grad_fn)
     with lib.no_grad():
         assert not cube.apply(x).requires_grad
     assert cube.apply(lib.ones(2)).grad_fn is None
@@ -760,10 +436,14 @@ def test_custom_functions(lib: Any):
     (g,) = lib.autograd.grad([s.sum(), c.sum()], x)
     np.testing.assert_allclose(g.numpy(), (x.cos() - x.sin()).numpy(force=True))
 
-    for f in (exp.apply, lambda t: cube.apply(t, 0.5), lambda t: sincos.apply(t, None)[0]):  # and their second derivatives
+    second = (
+        (exp.apply, x.exp()),
+        (lambda t: cube.apply(t, 0.5), 3 * x),
+        (lambda t: sincos.apply(t, None)[0], -x.sin()),
+    )
+    for f, expected in second:  # their backward is recorded
         (g,) = lib.autograd.grad(f(x).sum(), x, create_graph=True)
         (gg,) = lib.autograd.grad(g.sum(), x)
-        expected = {0: x.exp(), 1: 3 * x, 2: -x.sin()}[[exp.apply, *[None] * 2].index(exp.apply) if f == exp.apply else 1 if "cube" in f.__code__.co_freevars else 2]
         np.testing.assert_allclose(gg.numpy(), expected.numpy(force=True))
 
     y = x * 1
@@ -784,7 +464,7 @@ def test_custom_functions(lib: Any):
     saved = x * 1
     y = cube.apply(saved)
     saved.zero_()
-    with pytest.raises(RuntimeError, match="in-?place"):
+    with pytest.raises(RuntimeError, match=r"in-?place"):
         y.sum().backward()
 
 
@@ -808,7 +488,7 @@ def test_a_function_is_checked_by_gradcheck():
 
     x = tg.randn(3, dtype=tg.float64, requires_grad=True)
     for f in (Off.apply, Dropped.apply):
-        with pytest.raises(RuntimeError, match="gradcheck: input 0 at .* backward gives"):
+        with pytest.raises(RuntimeError, match=r"gradcheck: input 0 at .* backward gives"):
             gradcheck(f, (x,))
         assert not gradcheck(f, x, raise_exception=False)
     assert gradcheck(functions(tg)[0].apply, (x,))
@@ -877,21 +557,21 @@ def test_graphs_leave_nothing_behind(retain: bool):
         v *= 3
         for op in (
             lambda t: t.exp(), lambda t: t.softmax(0), lambda t: t.max(0).values, lambda t: t.std(), lambda t: t.norm(),
-            lambda t: t.logsumexp(1), lambda t: t.prod(), lambda t: t[[0, 1]], lambda t: tg.cat([t, t]), lambda t: t.sigmoid() ** 2,
+            lambda t: t.logsumexp(1), lambda t: t.prod(), lambda t: t[[0, 1]], lambda t: tg.cat([t, t]),
+            lambda t: t.sigmoid() ** 2,
             functions(tg)[0].apply, functions(tg)[2].apply, lambda t: tg.nn.functional.cross_entropy(t, tg.arange(4)),
             lambda t: tg.nn.functional.linear(t, x, activation="gelu"), lambda t: tg.nn.functional.log_softmax(t, 1),
         ):  # fmt: skip
             z = op(y)
             refs += [weakref.ref(z), weakref.ref(z.grad_fn)]
             z.sum().backward(retain_graph=True)
-            g, = tg.autograd.grad(z.sum(), x, retain_graph=True)
+            (g,) = tg.autograd.grad(z.sum(), x, retain_graph=True)
             refs.append(weakref.ref(g))
             del z, g
         refs += [weakref.ref(y), weakref.ref(y.grad_fn), weakref.ref(v), weakref.ref(v.grad_fn)]
         y.sum().backward(retain_graph=retain)
         del y, v, op
         assert [r for r in refs if r() is not None] == []
-        assert gc.collect() == 0 or not [o for o in gc.garbage]
     finally:
         gc.enable()
 
