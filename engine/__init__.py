@@ -2,10 +2,12 @@
 
 if __name__ != "tilegrad":
     raise ImportError(
-        f"the folder {__name__!r} is the source of the package `tilegrad`: install it (pip install .), then import tilegrad"
+        f"the folder {__name__!r} is the source of the package `tilegrad`: run pip install . and then import tilegrad"
     )
 
+# isort: off
 import builtins
+import functools as _functools
 import math as _math
 
 from . import autograd, cuda, data, nn, optim, storage, utils
@@ -26,18 +28,19 @@ from .gradmode import (
 )  # fmt: skip
 from .indexing import (
     argsort, bincount, gather, index_select, masked_fill, masked_select, max, min, nonzero, one_hot,
-    scatter, sort, topk,
-)  # fmt: skip
-from .random import (
-    Generator, default_generator, initial_seed, manual_seed, seed,
+    scatter, sort, topk, unique,
 )  # fmt: skip
 from .reductions import (
     all, amax, amin, any, argmax, argmin, bmm, cumsum, dot, flip, logsumexp, matmul, mean, mm, mv, norm,
     outer, prod, std, sum, var,
 )  # fmt: skip
+from .rng import (
+    Generator, default_generator, initial_seed, manual_seed, seed,
+)  # fmt: skip
 from .shaping import (
-    broadcast_to, cat, chunk, clone, expand, flatten, movedim, permute, repeat, reshape, split, squeeze,
-    stack, swapaxes, t, transpose, tril, triu, unbind, unflatten, unsqueeze,
+    broadcast_to, cat, chunk, clone, expand, flatten, hstack, meshgrid, movedim, permute, repeat,
+    reshape, split, squeeze, stack, swapaxes, t, transpose, tril, triu, unbind, unflatten, unsqueeze,
+    vstack,
 )  # fmt: skip
 from .storage import (
     bfloat16, bool_, device, dtype, float16, float32, float64, get_default_dtype, int8, int16, int32,
@@ -55,6 +58,9 @@ multiply, negative, subtract, softmax, log_softmax = mul, neg, sub, nn.functiona
 gt, ge, lt, le, eq, ne = Tensor.gt, Tensor.ge, Tensor.lt, Tensor.le, Tensor.eq, Tensor.ne
 inf, nan, pi, e = _math.inf, _math.nan, _math.pi, _math.e
 inference_mode = no_grad
+FloatTensor, DoubleTensor, HalfTensor, LongTensor, IntTensor, BoolTensor = (
+    _functools.partial(tensor, dtype=d) for d in (float32, float64, float16, int64, int32, bool_)
+)
 
 
 def is_tensor(obj: object) -> "builtins.bool":

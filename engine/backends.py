@@ -81,7 +81,7 @@ def _why_not(name: str) -> str | None:
         return None
     module, what = _PARTS[name]
     if importlib.util.find_spec(module) is None:
-        return f"backend {name!r} cannot run: this installation of tilegrad has no {what} ({module}); install one that has"
+        return f"backend {name!r} cannot run: this installation has no {what} ({module}); install a build that has them"
     return None
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from . import storage
-from .random import Generator, default_generator
+from .rng import Generator, default_generator
 from .shaping import shape_of
 from .storage import Array, device_of, get_default_dtype, module_for, numpy_dtype, on_device_of
 from .tensor import Tensor, wrap
@@ -230,7 +230,8 @@ def randperm(n: int, *, generator: Generator | None = None, dtype: Any = None, d
 def bernoulli(input: Tensor, *, generator: Generator | None = None) -> Tensor:
     """1 with the probability that stands in ``input``, else 0."""
     drawn = (generator or default_generator).uniform(input.shape, 0.0, 1.0, device_of(input._array))
-    return wrap((drawn < input._array).astype(input._array.dtype))
+    with on_device_of(input._array):
+        return wrap((drawn < input._array).astype(input._array.dtype))
 
 
 def multinomial(
@@ -263,6 +264,7 @@ def _filled_by(
     draw: str, shape: tuple[int, ...], bounds: tuple[Any, Any], generator: Generator | None, dtype: Any, device: Any,
     requires_grad: bool,
 ) -> Tensor:  # fmt: skip
-    values = getattr(generator or default_generator, draw)(shape, *bounds, device or "cpu")
     dt = get_default_dtype().dtype if dtype is None else numpy_dtype(dtype)
-    return _finish(values.astype(dt, copy=False), requires_grad)
+    with _on(device):
+        values = getattr(generator or default_generator, draw)(shape, *bounds, device or "cpu")
+        return _finish(values.astype(dt, copy=False), requires_grad)

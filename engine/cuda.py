@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import storage
-from .random import manual_seed
+from .rng import manual_seed
 
 
 def is_available() -> bool:

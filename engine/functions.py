@@ -191,8 +191,8 @@ def _plain(name: str, input: Any, other: Any) -> Any:
     if name.startswith("bitwise") and is_floating(own):
         raise TypeError(f"{name}: expected integers or bools, got {like.dtype}")
     xp = namespace(like._array)
-    x, y = (wide(t._array) if isinstance(t, Variable) else t for t in (a, b))
     with np.errstate(all="ignore"), on_device_of(like._array):
+        x, y = (wide(t._array) if isinstance(t, Variable) else t for t in (a, b))
         result = xp.asarray(getattr(xp, name)(x, y))
         return like._make(result.astype(own, copy=False) if is_floating(result.dtype) else result)
 
@@ -272,13 +272,16 @@ def minimum(input: Any, other: Any) -> Any:
 
 def where(condition: Any, input: Any = None, other: Any = None) -> Any:
     """``input`` where ``condition`` holds, else ``other``; all three broadcast. Alone, the indices where it holds."""
+    xp = namespace(condition._array)
     if input is None and other is None:
-        return tuple(condition._make(i.astype(np.int64)) for i in namespace(condition._array).nonzero(condition._array))
+        with on_device_of(condition._array):
+            return tuple(condition._make(i.astype(np.int64)) for i in xp.nonzero(condition._array))
     if condition._array.dtype != bool:
         raise TypeError(f"where: expected a condition of dtype bool, got {condition.dtype}")
     if not isinstance(input, Variable) and not isinstance(other, Variable):
         dt = result_dtype(condition._make(np.zeros(1, bool)), input + other)
-        input = condition._make(namespace(condition._array).asarray(input, dt))
+        with on_device_of(condition._array):
+            input = condition._make(xp.asarray(input, dt))
     a, b = _matched("where", input, other)
     same_device("where", condition, *(t for t in (a, b) if isinstance(t, Variable)))
     return Where.apply(condition, a, b)

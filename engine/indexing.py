@@ -233,7 +233,8 @@ def keys_of(input: Any, key: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
             return slice(*(int(v) if v is not None else None for v in (k.start, k.stop, k.step)))
         return k
 
-    parts = [one(k) for k in (key if isinstance(key, tuple) else (key,))]
+    with on_device_of(input._array):
+        parts = [one(k) for k in (key if isinstance(key, tuple) else (key,))]
     taken = [k.ndim if _is_mask(k) else k is not None and k is not Ellipsis for k in parts]
     if sum(taken) > input.ndim:
         raise IndexError(f"too many indices: got {sum(taken)} for a tensor of {input.ndim} dimensions")
@@ -301,7 +302,9 @@ def scatter(input: Any, dim: int, index: Any, src: Any) -> Any:
             f"scatter: expected a src at least as large as index, {list(index.shape)}, got {list(src.shape)}"
         )
     given = getitem(src, tuple(slice(n) for n in index.shape))
-    return IndexPut.apply(input.clone(), cast(given, dtype_of(input)), _along(index._array, axis))
+    with on_device_of(index._array):
+        place = _along(index._array, axis)
+    return IndexPut.apply(input.clone(), cast(given, dtype_of(input)), place)
 
 
 def masked_fill(input: Any, mask: Any, value: Any) -> Any:
@@ -407,14 +410,14 @@ def one_hot(tensor: Any, num_classes: int = -1) -> Any:
     x = tensor._array
     if x.dtype.kind not in "iu":
         raise TypeError(f"one_hot: expected an integer dtype, got {tensor.dtype}")
-    xp = namespace(x)
-    if num_classes == -1:
-        if not x.size:
-            raise ValueError("one_hot: num_classes is needed for an empty tensor")
-        num_classes = int(x.max()) + 1
-    if x.size and (int(x.min()) < 0 or int(x.max()) >= num_classes):
-        raise IndexError(f"one_hot: expected indices in [0, {num_classes}), got {int(x.min())} to {int(x.max())}")
-    return tensor._make((x[..., None] == xp.arange(num_classes)).astype(np.int64))
+    if num_classes == -1 and not x.size:
+        raise ValueError("one_hot: num_classes is needed for an empty tensor")
+    with on_device_of(x):
+        low, high = (int(x.min()), int(x.max())) if x.size else (0, -1)
+        num_classes = high + 1 if num_classes == -1 else num_classes
+        if low < 0 or high >= num_classes:
+            raise IndexError(f"one_hot: expected indices in [0, {num_classes}), got {low} to {high}")
+        return tensor._make((x[..., None] == namespace(x).arange(num_classes)).astype(np.int64))
 
 
 def bincount(input: Any, weights: Any = None, minlength: int = 0) -> Any:
@@ -422,7 +425,22 @@ def bincount(input: Any, weights: Any = None, minlength: int = 0) -> Any:
     x = input._array
     if x.ndim != 1 or x.dtype.kind not in "iub":
         raise ValueError(f"bincount: expected a vector of integers, got shape {list(x.shape)} of {input.dtype}")
-    if x.size and int(x.min()) < 0:
-        raise ValueError(f"bincount: expected non-negative integers, got {int(x.min())}")
-    counted = namespace(x).bincount(x, None if weights is None else weights._array, minlength)
-    return input._make(counted if weights is None else counted.astype(dtype_of(weights)))
+    with on_device_of(x):
+        if x.size and int(x.min()) < 0:
+            raise ValueError(f"bincount: expected non-negative integers, got {int(x.min())}")
+        counted = namespace(x).bincount(x, None if weights is None else weights._array, minlength)
+        return input._make(counted if weights is None else counted.astype(dtype_of(weights)))
+
+
+def unique(input: Any, sorted: bool = True, return_inverse: bool = False, return_counts: bool = False) -> Any:
+    """The distinct elements in order; on request also where each element went, and how often each occurs."""
+    xp = namespace(input._array)
+    with on_device_of(input._array):
+        found = xp.unique(input._array, return_inverse=True, return_counts=True)
+    values, inverse, counts = (input._make(a) for a in found)
+    wanted = [values]
+    if return_inverse:
+        wanted.append(inverse.reshape(*input.shape))
+    if return_counts:
+        wanted.append(counts)
+    return wanted[0] if len(wanted) == 1 else tuple(wanted)

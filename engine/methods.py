@@ -8,8 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import elementwise, functions, indexing, reductions, shaping, storage
-from .gradmode import is_grad_enabled
-from .random import default_generator
+from .rng import default_generator
 from .storage import namespace
 
 
@@ -244,8 +243,4 @@ class Methods:
         return self._draw((generator or default_generator).uniform(self.shape, 0.0, 1.0, self.device) < p)
 
     def _draw(self, values: Any) -> Any:
-        if self.requires_grad and self.grad_fn is None and is_grad_enabled():
-            raise RuntimeError("a leaf tensor that requires grad is being used in an in-place operation; use no_grad()")
-        self._array[...] = namespace(self._array).asarray(values).astype(self._array.dtype)
-        self._history[0] += 1
-        return self
+        return self.copy_(self._make(values))

@@ -10,11 +10,11 @@ import numpy as np
 
 from . import storage
 from .elementwise import Broadcast, cast, dtype_of
-from .functions import result_dtype, same_device
+from .functions import result_dtype, same_device, where
 from .graph import ArrayFunction
 from .indexing import Index
 from .reductions import axes_of, axis_of, numpy_names
-from .storage import Array, namespace
+from .storage import Array, namespace, on_device_of
 
 Size = tuple[int, ...]
 
@@ -271,6 +271,32 @@ def stack(tensors: Sequence[Any], dim: int = 0) -> Any:
     return cat([unsqueeze(p, dim) for p in parts], dim)
 
 
+def vstack(tensors: Sequence[Any]) -> Any:
+    """Rows under each other: joined along the first dimension, vectors as rows."""
+    return cat([reshape(t, 1, -1) if t.ndim < 2 else t for t in tensors], 0)
+
+
+def hstack(tensors: Sequence[Any]) -> Any:
+    """Side by side: joined along the second dimension, vectors along their only one."""
+    parts = [reshape(t, 1) if t.ndim == 0 else t for t in tensors]
+    return cat(parts, 0 if parts[0].ndim == 1 else 1)
+
+
+def meshgrid(*tensors: Any, indexing: str = "ij") -> tuple[Any, ...]:
+    """Vectors → a grid for each, which varies along its own dimension: the first by rows ("ij") or by columns ("xy").
+
+    Raises:
+        ValueError: another ``indexing``.
+    """
+    if indexing not in ("ij", "xy"):
+        raise ValueError(f"meshgrid: expected indexing 'ij' or 'xy', got {indexing!r}")
+    vectors = list(tensors[0]) if len(tensors) == 1 and isinstance(tensors[0], (tuple, list)) else list(tensors)
+    sizes = [v.numel() for v in vectors]
+    alone = [[-1 if k == i else 1 for k in range(len(sizes))] for i in range(len(sizes))]
+    grids = [expand(reshape(v, *shape), *sizes) for v, shape in zip(vectors, alone, strict=True)]
+    return tuple(transpose(g, 0, 1) if indexing == "xy" and len(sizes) > 1 else g for g in grids)
+
+
 def split(input: Any, split_size: int | Sequence[int], dim: int = 0) -> tuple[Any, ...]:
     """Views of ``split_size`` along ``dim`` (the last may be smaller), or of the sizes listed."""
     axis = axis_of("split", input.ndim, dim)
@@ -306,9 +332,13 @@ def unbind(input: Any, dim: int = 0) -> tuple[Any, ...]:
 
 def tril(input: Any, diagonal: int = 0) -> Any:
     """The matrix with what lies above the diagonal set to 0."""
-    return input * input._make(namespace(input._array).tri(*input.shape[-2:], diagonal, dtype=bool))
+    with on_device_of(input._array):
+        kept = namespace(input._array).tri(*input.shape[-2:], diagonal, dtype=bool)
+    return where(input._make(kept), input, False)
 
 
 def triu(input: Any, diagonal: int = 0) -> Any:
     """The matrix with what lies below the diagonal set to 0."""
-    return input * input._make(~namespace(input._array).tri(*input.shape[-2:], diagonal - 1, dtype=bool))
+    with on_device_of(input._array):
+        dropped = namespace(input._array).tri(*input.shape[-2:], diagonal - 1, dtype=bool)
+    return where(input._make(dropped), False, input)

@@ -240,7 +240,7 @@ class Tensor(Methods, Variable):
             raise TypeError(f"in-place operation: a result of {result.dtype} cannot be stored in {self.dtype}")
         if any(step == 0 and n > 1 for step, n in zip(self._array.strides, self._array.shape, strict=True)):
             raise ValueError("in-place operation: elements of this expanded tensor share memory; use clone()")
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"), storage.on_device_of(self._array):
             self._array[...] = result._array
         self._end_write(None if old is None else result)
         return self
@@ -256,7 +256,8 @@ class Tensor(Methods, Variable):
         value = shaping.to_device(elementwise.cast(value, self._array.dtype), self.device)
         old, place = self._begin_write(value), basic or advanced
         if old is None:
-            self._array[place] = value._array
+            with storage.on_device_of(self._array):
+                self._array[place] = value._array
         self._end_write(None if old is None else indexing.IndexPut.apply(old, value, place))
 
     def copy_(self, src: Any) -> Tensor:
@@ -312,7 +313,8 @@ class Tensor(Methods, Variable):
     def __invert__(self) -> Tensor:
         if storage.is_floating(self._array.dtype):
             raise TypeError(f"invert (~): expected integers or bools, got {self.dtype}")
-        return wrap(~self._array)
+        with storage.on_device_of(self._array):
+            return wrap(~self._array)
 
     def __eq__(self, other: Any) -> Any:
         return False if other is None else functions.eq(self, other)

@@ -1,8 +1,8 @@
 """A stand-in for CuPy over NumPy, so that the code for CUDA devices runs on a machine without one.
 
 It is as strict as CuPy where CuPy is stricter than NumPy: no implicit conversion to NumPy, no mixing with NumPy arrays,
-0-d arrays where NumPy makes scalars, and nothing (function, method or keyword) that the real package does not have: that
-one can be imported without a GPU, and every name is looked up in it first.
+0-d arrays where NumPy makes scalars, and nothing (function, method or keyword) that the real package does not have.
+That one can be imported without a GPU, and every name is looked up in it first.
 """
 
 from __future__ import annotations
@@ -121,7 +121,8 @@ class ndarray:
         dtype = np.dtype(dtype)
         memory = types.SimpleNamespace(keeps=memptr.owner)
         memory.__array_interface__ = {
-            "data": (memptr.ptr, False), "shape": tuple(shape), "strides": strides, "typestr": f"|V{dtype.itemsize}", "version": 3,
+            "data": (memptr.ptr, False), "shape": tuple(shape), "strides": strides,
+            "typestr": f"|V{dtype.itemsize}", "version": 3,
         }  # fmt: skip
         self._np = np.asarray(memory).view(dtype)
 

@@ -18,15 +18,15 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 OPERATIONS = "elementwise functions reductions indexing shaping"
-TENSOR = f"storage gradmode random graph autograd {OPERATIONS} tensor creation"  # as those above it see it
+TENSOR = f"storage gradmode rng graph autograd {OPERATIONS} tensor creation"  # as those above it see it
 
 MAY_IMPORT = {
     # arrays
     "storage": "",
     "activations": "storage",
-    "random": "storage",
+    "rng": "storage",
     "printing": "storage",
-    "cuda": "storage random",
+    "cuda": "storage rng",
     # the tape
     "gradmode": "",
     "graph": "storage gradmode",
@@ -38,9 +38,9 @@ MAY_IMPORT = {
     "indexing": "storage graph elementwise functions reductions",
     "shaping": "storage graph elementwise functions reductions indexing",
     # the Tensor
-    "methods": f"storage gradmode random {OPERATIONS}",
+    "methods": f"storage gradmode rng {OPERATIONS}",
     "tensor": f"storage gradmode graph autograd {OPERATIONS} methods printing",
-    "creation": f"storage random {OPERATIONS} tensor",
+    "creation": f"storage rng {OPERATIONS} tensor",
     "checkpoint": "storage tensor creation",
     # the fused operations: on arrays, then recorded by our autograd and by torch's
     "kernels": "",

@@ -108,9 +108,7 @@ def test_linear_with_its_activation_is_the_two_modules(activation: str) -> None:
     assert repr(fused) == f"Linear(in_features=6, out_features=4, bias=True, activation='{activation}')"
     theirs = torch.nn.Linear(6, 4, dtype=torch.float64)
     same_weights(fused, theirs)
-    two = torch.nn.Sequential(
-        OrderedDict(weight_and_bias=theirs, act=getattr(torch.nn, ACTIVATIONS[activation])())
-    )
+    two = torch.nn.Sequential(OrderedDict(weight_and_bias=theirs, act=getattr(torch.nn, ACTIVATIONS[activation])()))
     x = pair(np.random.default_rng(1).normal(size=(5, 6)))
     ((i, j),) = x
     y, z = fused(i), two(j)
@@ -445,12 +443,8 @@ def of(library: Any, options: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.filterwarnings("ignore:reduction. 'mean' divides:UserWarning")
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-@pytest.mark.parametrize(
-    ("name", "options", "x", "target"), LOSSES, ids=[f"{n}-{'-'.join(o)}" for n, o, *_ in LOSSES]
-)
-def test_loss_is_torchs(
-    name: str, options: dict[str, Any], x: np.ndarray, target: np.ndarray, reduction: str
-) -> None:
+@pytest.mark.parametrize(("name", "options", "x", "target"), LOSSES, ids=[f"{n}-{'-'.join(o)}" for n, o, *_ in LOSSES])
+def test_loss_is_torchs(name: str, options: dict[str, Any], x: np.ndarray, target: np.ndarray, reduction: str) -> None:
     mine, theirs = (getattr(n, name)(**of(lib, options), reduction=reduction) for n, lib in BOTH)
     assert repr(mine) == repr(theirs)
     assert list(mine.state_dict()) == list(theirs.state_dict())
@@ -521,9 +515,7 @@ def test_init_has_torchs_formula(
         for draw in ("uniform_", "normal_"):
             method = getattr(library.Tensor, draw)
 
-            def spy(
-                t: Any, a: float, b: float, generator: Any = None, draw: str = draw, method: Any = method
-            ) -> Any:
+            def spy(t: Any, a: float, b: float, generator: Any = None, draw: str = draw, method: Any = method) -> Any:
                 drawn.append((draw, a, b))
                 return method(t, a, b, generator=generator)
 

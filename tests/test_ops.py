@@ -335,11 +335,8 @@ def test_joins(join: str):
 # --- without derivative -----------------------------------------------------------------------------------------------
 
 whole = np.array([[3, -2, 0, 7], [1, 1, -5, 2], [4, 0, 2, 9]])
-counts, truth, small = (
-    np.array([1, 3, 3, 0, 6]),
-    np.array([[True, False, True, True], [False] * 4, [True] * 4]),
-)
-np.array([3, -2, 7], np.int32)
+counts, small = np.array([1, 3, 3, 0, 6]), np.array([3, -2, 7], np.int32)
+truth = np.array([[True, False, True, True], [False] * 4, [True] * 4])
 EVERY = (x, whole, truth)
 
 VALUES: list[tuple[Any, ...]] = [
@@ -401,8 +398,7 @@ def assert_same(a: Any, b: Any) -> None:
 def test_one_hot(arguments: Any, expected: int):
     data, *rest = arguments
     data = np.asarray(data)
-    mine, other = (tg.nn.functional.one_hot(tg.tensor(data), *rest),)
-    torch.nn.functional.one_hot(torch.tensor(data), *rest)
+    mine, other = (lib.nn.functional.one_hot(lib.tensor(data), *rest) for lib in (tg, torch))
     assert mine.shape[-1] == expected
     close(mine, other)
 

@@ -119,9 +119,7 @@ def test_interrupted_run_goes_on_as_if_it_had_not_been(name: str, options: dict[
     advance(after, second, range(10, 20))
     for p, q in zip(whole, second, strict=True):
         assert np.array_equal(p.detach().numpy(), q.detach().numpy())
-    for i, entries in kept[
-        "state"
-    ].items():  # what was loaded is a copy: the loader's steps do not reach the lender
+    for i, entries in kept["state"].items():  # what was loaded is a copy: the loader's steps do not reach the lender
         for key, value in entries.items():
             assert np.array_equal(np.asarray(value), np.asarray(saved["state"][i][key]))
 
@@ -146,9 +144,7 @@ def test_half_precision_is_updated_in_float32(name: str, half: str) -> None:
             assert p.dtype == getattr(tg, half)
             assert np.array_equal(p.detach().float().numpy(), q.detach().to(p.dtype).float().numpy())
     for _ in range(2):  # as made, and as loaded
-        states = [
-            t for entries in fits[0].state.values() for t in entries.values() if isinstance(t, tg.Tensor)
-        ]
+        states = [t for entries in fits[0].state.values() for t in entries.values() if isinstance(t, tg.Tensor)]
         assert states
         assert all(t.dtype == tg.float32 for t in states)
         fits[0].load_state_dict(fits[0].state_dict())

@@ -31,9 +31,7 @@ def test_every_folder_with_python_files_is_a_package():
 
 
 def test_engine_cannot_be_imported_under_its_folder_name():
-    done = subprocess.run(
-        [sys.executable, "-B", "-c", "import engine"], cwd=ROOT, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-B", "-c", "import engine"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("ImportError: ")

@@ -629,7 +629,8 @@ def test_indexing_shares_or_copies():
     for key in ([0, 1], x > 3, tg.tensor([1, 1])):
         assert not np.shares_memory(x[key].numpy(), x.numpy())
     for view in (
-        x.T, x.view(2, 6), x.reshape(12), x.flatten(), x.unsqueeze(0), x[None].squeeze(), x.permute(1, 0), x.split(1)[1],
+        x.T, x.view(2, 6), x.reshape(12), x.flatten(), x.unsqueeze(0), x[None].squeeze(), x.permute(1, 0),
+        x.split(1)[1],
         x.chunk(2)[0], x.detach(), x.unbind()[0], x.movedim(0, 1), x.t(), x[1:], x[:, None],
     ):  # fmt: skip
         assert np.shares_memory(view.numpy(), x.numpy())
@@ -724,3 +725,23 @@ def test_errors_say_what_came_and_what_was_expected(case: int):
     with pytest.raises(kind, match=message) as caught:
         f()
     assert type(caught.value) is kind  # and not a subclass
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda m: m.unique(m.tensor([[3, 1, 2], [1, 1, 3]])),
+        lambda m: m.unique(m.tensor([[3, 1, 2], [1, 1, 3]]), return_inverse=True, return_counts=True),
+        lambda m: m.unique(m.tensor([2.5, -1.0, 2.5]), return_counts=True),
+        lambda m: m.meshgrid(m.arange(3), m.arange(2), indexing="ij"),
+        lambda m: m.meshgrid(m.arange(3), m.arange(2), m.arange(4), indexing="xy"),
+        lambda m: m.vstack([m.ones(2), m.zeros(3, 2)]),
+        lambda m: m.hstack([m.ones(2), m.zeros(3)]),
+        lambda m: m.hstack([m.ones(2, 1), m.zeros(2, 3)]),
+        lambda m: m.FloatTensor([1, 2]),
+        lambda m: m.LongTensor([[1, 2]]),
+        lambda m: m.BoolTensor([0, 1]),
+    ],
+)
+def test_other_ways_to_make_and_join(function: Callable[[Any], Any]):
+    same(function(tg), function(torch))

@@ -23,8 +23,9 @@ from .machine import BACKENDS, check_backend, check_device
 from .sources import SPELLINGS, Source, load_source, short_name
 
 # optimiser → (class, learning rate and weight decay unless given, its other options). The rates: the lowest validation
-# loss on digits, mean of seeds 0 to 4, of 5e-4, 1e-3, 2e-3 and 4e-3 for Adam and AdamW (8e-3 too for AdamW) and of 0.01,
-# 0.02, 0.05, 0.1 and 0.2 for SGD. Only AdamW's decay is apart from the gradient: the others learn worse from 0.01 than from 1e-4.
+# loss on digits, mean of seeds 0 to 4, of 5e-4, 1e-3, 2e-3 and 4e-3 for Adam and AdamW (8e-3 too for AdamW) and of
+# 0.01, 0.02, 0.05, 0.1 and 0.2 for SGD. Only AdamW's decay is apart from the gradient: the others learn worse from
+# 0.01 than from 1e-4.
 OPTIMIZERS: dict[str, tuple[Any, float, float, dict[str, float]]] = {
     "adamw": (optim.AdamW, 4e-3, 0.01, {}),
     "adam": (optim.Adam, 4e-3, 1e-4, {}),

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from ..creation import from_numpy, randperm, tensor
-from ..random import Generator
+from ..rng import Generator
 from ..shaping import stack
 from ..tensor import Tensor
 

@@ -27,9 +27,7 @@ class _Indexed(Module):
     def _name_at(self, index: int) -> str:
         names = list(self._modules)
         if not -len(names) <= index < len(names):
-            raise IndexError(
-                f"index {index} is out of range for {type(self).__name__} of length {len(names)}"
-            )
+            raise IndexError(f"index {index} is out of range for {type(self).__name__} of length {len(names)}")
         return names[index]
 
     def __getitem__(self, index: int | slice) -> Any:
@@ -97,11 +95,7 @@ class Sequential(_Indexed):
 
     def __init__(self, *modules: Any):
         super().__init__()
-        named = (
-            modules[0].items()
-            if len(modules) == 1 and isinstance(modules[0], Mapping)
-            else enumerate(modules)
-        )
+        named = modules[0].items() if len(modules) == 1 and isinstance(modules[0], Mapping) else enumerate(modules)
         for name, module in named:
             self.add_module(str(name), module)
 
@@ -220,9 +214,7 @@ class ParameterList(Module):
         return self._parameters[self._name_at(index)]
 
     def __setitem__(self, index: int, value: Tensor) -> None:
-        self.register_parameter(
-            self._name_at(index), value if isinstance(value, Parameter) else Parameter(value)
-        )
+        self.register_parameter(self._name_at(index), value if isinstance(value, Parameter) else Parameter(value))
 
     def append(self, value: Tensor) -> ParameterList:
         """Add a parameter at the end; returns this list."""

@@ -39,9 +39,7 @@ class Linear(Module):
     ):
         super().__init__()
         if activation is not None and activation not in ACTIVATIONS:
-            raise ValueError(
-                f"Linear: expected activation None or one of {', '.join(ACTIVATIONS)}, got {activation!r}"
-            )
+            raise ValueError(f"Linear: expected activation None or one of {', '.join(ACTIVATIONS)}, got {activation!r}")
         self.in_features = in_features
         self.out_features = out_features
         self.activation = activation
@@ -66,9 +64,7 @@ class Linear(Module):
 
     def extra_repr(self) -> str:
         """As torch's, and the activation if there is one."""
-        own = (
-            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
-        )
+        own = f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
         return own if self.activation is None else f"{own}, activation={self.activation!r}"
 
 

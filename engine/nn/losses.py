@@ -23,9 +23,7 @@ class _Loss(Module):
         super().__init__()
         if size_average is not None or reduce is not None:
             reduction = "none" if reduce is False else "sum" if size_average is False else "mean"
-            warnings.warn(
-                f"size_average and reduce are deprecated: use reduction='{reduction}' instead", stacklevel=3
-            )
+            warnings.warn(f"size_average and reduce are deprecated: use reduction='{reduction}' instead", stacklevel=3)
         self.reduction = reduction
 
 
@@ -126,9 +124,7 @@ class LinearCrossEntropyLoss(_WeightedLoss):
                 f"LinearCrossEntropyLoss: expected weight of shape {[num_classes]}, got {list(weight.shape)}"
             )
         if not 0 <= label_smoothing <= 1:
-            raise ValueError(
-                f"LinearCrossEntropyLoss: expected label_smoothing in [0, 1], got {label_smoothing}"
-            )
+            raise ValueError(f"LinearCrossEntropyLoss: expected label_smoothing in [0, 1], got {label_smoothing}")
         super().__init__(weight, reduction=reduction)
         self.num_classes = num_classes
         self.out_features = out_features
@@ -146,9 +142,7 @@ class LinearCrossEntropyLoss(_WeightedLoss):
         bias = self.linear.bias
         return F.linear_cross_entropy(
             input,
-            self.linear.weight.reshape((*rows, self.linear.in_features))
-            if self.out_features
-            else self.linear.weight,
+            self.linear.weight.reshape((*rows, self.linear.in_features)) if self.out_features else self.linear.weight,
             target,
             linear_bias=bias.reshape(rows) if self.out_features and bias is not None else bias,
             weight=self.weight,
@@ -192,9 +186,7 @@ class NLLLoss(_WeightedLoss):
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """The loss."""
-        return F.nll_loss(
-            input, target, weight=self.weight, ignore_index=self.ignore_index, reduction=self.reduction
-        )
+        return F.nll_loss(input, target, weight=self.weight, ignore_index=self.ignore_index, reduction=self.reduction)
 
 
 class MSELoss(_Loss):
@@ -330,9 +322,7 @@ class MultiMarginLoss(_WeightedLoss):
         if p not in (1, 2):
             raise ValueError(f"MultiMarginLoss: expected p 1 or 2, got {p}")
         if weight is not None and weight.ndim != 1:
-            raise ValueError(
-                f"MultiMarginLoss: expected weight of one dimension, got shape {list(weight.shape)}"
-            )
+            raise ValueError(f"MultiMarginLoss: expected weight of one dimension, got shape {list(weight.shape)}")
         self.p = p
         self.margin = margin
 

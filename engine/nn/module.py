@@ -62,9 +62,7 @@ class Module:
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the module computes; every subclass defines it."""
-        raise NotImplementedError(
-            f'Module [{type(self).__name__}] is missing the required "forward" function'
-        )
+        raise NotImplementedError(f'Module [{type(self).__name__}] is missing the required "forward" function')
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         result = self.forward(*args, **kwargs)
@@ -209,9 +207,7 @@ class Module:
         """The direct submodules."""
         return (child for _, child in self.named_children())
 
-    def _named_members(
-        self, registry: str, prefix: str, recurse: bool, once: bool
-    ) -> Iterator[tuple[str, Any]]:
+    def _named_members(self, registry: str, prefix: str, recurse: bool, once: bool) -> Iterator[tuple[str, Any]]:
         seen: set[int] = set()
         for path, module in self.named_modules(prefix, once) if recurse else [(prefix, self)]:
             for name, member in getattr(module, registry).items():
@@ -351,13 +347,9 @@ class Module:
                 that do not match, all of them in one message; nothing has been changed then.
         """
         if not isinstance(state_dict, Mapping):
-            raise TypeError(
-                f"load_state_dict: expected a mapping from names to tensors, got {_typename(state_dict)}"
-            )
+            raise TypeError(f"load_state_dict: expected a mapping from names to tensors, got {_typename(state_dict)}")
         own = self.state_dict(keep_vars=True)
-        keys = IncompatibleKeys(
-            [k for k in own if k not in state_dict], [k for k in state_dict if k not in own]
-        )
+        keys = IncompatibleKeys([k for k in own if k not in state_dict], [k for k in state_dict if k not in own])
         errors = []
         if strict and keys.missing_keys:
             errors.append(f"Missing key(s) in state_dict: {_quoted(keys.missing_keys)}. ")
@@ -373,9 +365,7 @@ class Module:
                     f"the shape in current model is {t.shape}."
                 )
         if errors:
-            raise RuntimeError(
-                f"Error(s) in loading state_dict for {type(self).__name__}:\n\t" + "\n\t".join(errors)
-            )
+            raise RuntimeError(f"Error(s) in loading state_dict for {type(self).__name__}:\n\t" + "\n\t".join(errors))
         with no_grad():
             for _, t, value in matched:
                 t.copy_(value)

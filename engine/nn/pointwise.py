@@ -17,7 +17,7 @@ import numpy as np
 
 from .. import elementwise, indexing, storage
 from ..gradmode import no_grad
-from ..random import default_generator
+from ..rng import default_generator
 from ..tensor import Tensor, wrap
 
 

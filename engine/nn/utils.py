@@ -86,9 +86,7 @@ def vector_to_parameters(vec: Tensor, parameters: Iterable[Tensor]) -> None:
     parameters = list(parameters)
     count = sum(p.numel() for p in parameters)
     if vec.shape != (count,):
-        raise ValueError(
-            f"vector_to_parameters: expected a vector of {count} elements, got shape {list(vec.shape)}"
-        )
+        raise ValueError(f"vector_to_parameters: expected a vector of {count} elements, got shape {list(vec.shape)}")
     start = 0
     with no_grad():
         for p in parameters:

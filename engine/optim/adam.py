@@ -53,11 +53,7 @@ class Adam(Optimizer):
     def _check(self, options: dict[str, Any]) -> None:
         check_at_least_zero(self._name, options, "lr", "eps", "weight_decay")
         betas = options["betas"]
-        if (
-            not isinstance(betas, (tuple, list))
-            or len(betas) != 2
-            or not all(0 <= beta < 1 for beta in betas)
-        ):
+        if not isinstance(betas, (tuple, list)) or len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"{self._name}: expected betas to be two numbers in [0, 1), got {betas!r}")
 
     def _update(self, p: Tensor, param: Array, grad: Array, options: dict[str, Any]) -> None:
@@ -98,9 +94,7 @@ class AdamW(Adam):
         foreach: bool | None = None,
         fused: bool | None = None,
     ):
-        super().__init__(
-            params, lr, betas, eps, weight_decay, amsgrad, maximize=maximize, decoupled_weight_decay=True
-        )
+        super().__init__(params, lr, betas, eps, weight_decay, amsgrad, maximize=maximize, decoupled_weight_decay=True)
 
 
 def adam(

@@ -101,9 +101,7 @@ class LambdaLR(LRScheduler):
         several: Any = lr_lambda if isinstance(lr_lambda, (list, tuple)) else [lr_lambda] * groups
         self.lr_lambdas: list[Callable[[int], float]] = list(several)
         if len(self.lr_lambdas) != groups:
-            raise ValueError(
-                f"LambdaLR: expected {groups} lr_lambdas, one per group, got {len(self.lr_lambdas)}"
-            )
+            raise ValueError(f"LambdaLR: expected {groups} lr_lambdas, one per group, got {len(self.lr_lambdas)}")
         super().__init__(optimizer, last_epoch)
 
     def get_lr(self) -> list[float]:
@@ -142,9 +140,7 @@ class StepLR(LRScheduler):
 class MultiStepLR(LRScheduler):
     """lr · gamma at each epoch of ``milestones``; one that stands there twice counts twice."""
 
-    def __init__(
-        self, optimizer: Optimizer, milestones: Iterable[int], gamma: float = 0.1, last_epoch: int = -1
-    ):
+    def __init__(self, optimizer: Optimizer, milestones: Iterable[int], gamma: float = 0.1, last_epoch: int = -1):
         self.milestones = sorted(milestones)
         self.gamma = gamma
         super().__init__(optimizer, last_epoch)
@@ -218,10 +214,7 @@ class CosineAnnealingLR(LRScheduler):
             return self._present()
         if (self.last_epoch - 1 - self.T_max) % (2 * self.T_max) == 0:
             up = (1 - math.cos(math.pi / self.T_max)) / 2
-            return [
-                lr + (base - self.eta_min) * up
-                for lr, base in zip(self._present(), self.base_lrs, strict=True)
-            ]
+            return [lr + (base - self.eta_min) * up for lr, base in zip(self._present(), self.base_lrs, strict=True)]
         now, before = (1 + math.cos(math.pi * t / self.T_max) for t in (self.last_epoch, self.last_epoch - 1))
         return [now / before * (lr - self.eta_min) + self.eta_min for lr in self._present()]
 
@@ -264,14 +257,10 @@ class OneCycleLR(LRScheduler):
         if not 0 <= pct_start <= 1:
             raise ValueError(f"OneCycleLR: expected pct_start in [0, 1], got {pct_start}")
         if anneal_strategy not in ("cos", "linear"):
-            raise ValueError(
-                f"OneCycleLR: expected anneal_strategy 'cos' or 'linear', got {anneal_strategy!r}"
-            )
+            raise ValueError(f"OneCycleLR: expected anneal_strategy 'cos' or 'linear', got {anneal_strategy!r}")
         options = _checked(optimizer).defaults
         if cycle_momentum and not ("momentum" in options or "betas" in options):
-            raise ValueError(
-                f"OneCycleLR: cycle_momentum expects momentum or betas, which {optimizer} has not"
-            )
+            raise ValueError(f"OneCycleLR: cycle_momentum expects momentum or betas, which {optimizer} has not")
         self.total_steps = total_steps
         self.pct_start = pct_start
         self.anneal_strategy = anneal_strategy
@@ -288,9 +277,7 @@ class OneCycleLR(LRScheduler):
     def get_lr(self) -> list[float]:
         """From the initial rates; sets the momenta too."""
         if self.last_epoch > self.total_steps:
-            raise ValueError(
-                f"OneCycleLR: expected at most {self.total_steps} steps, got step {self.last_epoch}"
-            )
+            raise ValueError(f"OneCycleLR: expected at most {self.total_steps} steps, got step {self.last_epoch}")
         peak = self.pct_start * self.total_steps - 1
         if self.last_epoch <= peak:
             falling, share = False, self.last_epoch / peak
@@ -301,11 +288,7 @@ class OneCycleLR(LRScheduler):
             end = low / self.final_div_factor
             rates.append(self._anneal(top, end, share) if falling else self._anneal(low, top, share))
             if self.cycle_momentum:
-                ends = (
-                    (self.base_momentum, self.max_momentum)
-                    if falling
-                    else (self.max_momentum, self.base_momentum)
-                )
+                ends = (self.base_momentum, self.max_momentum) if falling else (self.max_momentum, self.base_momentum)
                 momentum = self._anneal(*ends, share)
                 if "betas" in group:
                     group["betas"] = (momentum, *group["betas"][1:])
@@ -349,9 +332,7 @@ class ReduceLROnPlateau(LRScheduler):
         if mode not in ("min", "max"):
             raise ValueError(f"ReduceLROnPlateau: expected mode 'min' or 'max', got {mode!r}")
         if threshold_mode not in ("rel", "abs"):
-            raise ValueError(
-                f"ReduceLROnPlateau: expected threshold_mode 'rel' or 'abs', got {threshold_mode!r}"
-            )
+            raise ValueError(f"ReduceLROnPlateau: expected threshold_mode 'rel' or 'abs', got {threshold_mode!r}")
         self.optimizer = _checked(optimizer)
         self.mode = mode
         self.factor = factor

@@ -60,9 +60,7 @@ class Optimizer:
             TypeError, ValueError: as the constructor.
         """
         if not isinstance(param_group, dict) or "params" not in param_group:
-            raise TypeError(
-                f"{self._name}: expected a dict with the key 'params', got {_typename(param_group)}"
-            )
+            raise TypeError(f"{self._name}: expected a dict with the key 'params', got {_typename(param_group)}")
         params = param_group["params"]
         if isinstance(params, set):
             raise TypeError(f"{self._name}: expected params in an order that lasts, got a set; use a list")
@@ -71,9 +69,7 @@ class Optimizer:
             if not isinstance(p, Tensor):
                 raise TypeError(f"{self._name}: expected Tensors as parameters, got {_typename(p)}")
             if p.grad_fn is not None:
-                raise ValueError(
-                    f"{self._name}: expected leaf tensors as parameters, got the result of {p.grad_fn!r}"
-                )
+                raise ValueError(f"{self._name}: expected leaf tensors as parameters, got the result of {p.grad_fn!r}")
         if len({id(p) for p in params}) < len(params):
             warnings.warn(
                 f"{self._name}: a parameter group names a parameter twice; it will be updated twice",

@@ -142,9 +142,7 @@ class Adagrad(Optimizer):
         )
 
     def _check(self, options: dict[str, Any]) -> None:
-        check_at_least_zero(
-            "Adagrad", options, "lr", "lr_decay", "weight_decay", "initial_accumulator_value", "eps"
-        )
+        check_at_least_zero("Adagrad", options, "lr", "lr_decay", "weight_decay", "initial_accumulator_value", "eps")
 
     def _update(self, p: Tensor, param: Array, grad: Array, options: dict[str, Any]) -> None:
         step = self.state[p].get("step", 0) + 1
