@@ -233,8 +233,7 @@ def keys_of(input: Any, key: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
             return slice(*(int(v) if v is not None else None for v in (k.start, k.stop, k.step)))
         return k
 
-    with on_device_of(input._array):
-        parts = [one(k) for k in (key if isinstance(key, tuple) else (key,))]
+    parts = [one(k) for k in (key if isinstance(key, tuple) else (key,))]
     taken = [k.ndim if _is_mask(k) else k is not None and k is not Ellipsis for k in parts]
     if sum(taken) > input.ndim:
         raise IndexError(f"too many indices: got {sum(taken)} for a tensor of {input.ndim} dimensions")
@@ -242,23 +241,28 @@ def keys_of(input: Any, key: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         return (tuple(parts) if Ellipsis in parts else (*parts, Ellipsis)), ()  # with ..., never a scalar of NumPy
     basic: list[Any] = []
     advanced: list[Any] = []
+    dim = 0
     for k, count in zip(parts, taken, strict=True):
         if k is Ellipsis:
             count = input.ndim - sum(taken)
             advanced += [slice(None)] * count
+        elif _is_mask(k):
+            if k.shape != input.shape[dim : dim + count]:
+                raise IndexError(f"a mask of shape {list(k.shape)} was used on {list(input.shape[dim : dim + count])}")
+            advanced += k.nonzero() if count and is_cupy(k) else [k]  # CuPy cannot add or write arrays at a mask
         elif hasattr(k, "dtype"):
             advanced.append(k)
         else:
-            basic.append(k)
             advanced += [] if isinstance(k, int) else [slice(None)]
-            continue
-        basic += [slice(None)] * count
+        basic += [slice(None)] * count if k is Ellipsis or hasattr(k, "dtype") else [k]
+        dim += count
     return (() if all(k == slice(None) for k in basic) else tuple(basic)), tuple(advanced)
 
 
 def getitem(input: Any, key: Any) -> Any:
     """``input[key]``: a view for ints, slices, None and ..., a copy for lists, integer tensors and masks."""
-    basic, advanced = keys_of(input, key)
+    with on_device_of(input._array):
+        basic, advanced = keys_of(input, key)
     if basic:
         input = Index.apply(input, basic)
     return Index.apply(input, advanced) if advanced else input

@@ -117,7 +117,7 @@ class Tensor(Methods, Variable):
         if not isinstance(value, Tensor):
             raise TypeError(f"data: expected a Tensor, got {type(value).__name__}")
         self._array = value._array
-        self._history = [self._history[0] + 1, 0]
+        self._base, self._history, self._seen = None, [0, 0], 0  # other memory than before
 
     @property
     def T(self) -> Tensor:
@@ -159,7 +159,7 @@ class Tensor(Methods, Variable):
         grads = autograd.grad(self, leaves, gradient, retain_graph, create_graph, allow_unused=True)
         for leaf, g in zip(leaves, grads, strict=True):
             if g is not None:
-                autograd._accumulate(leaf, g if create_graph else g._array, True, create_graph)
+                autograd._accumulate(leaf, g if create_graph else g._array, False, create_graph)
 
     def requires_grad_(self, requires_grad: bool = True) -> Tensor:
         """Ask for (or give up) this leaf's gradient, in place."""
@@ -230,7 +230,8 @@ class Tensor(Methods, Variable):
         if old is None:
             result = operation(self, *args, **kwargs)
         else:
-            old._array = self._array.copy()  # what the operation keeps of the old value has to outlive the write
+            with storage.on_device_of(self._array):
+                old._array = self._array.copy()  # what the operation keeps of the old value has to outlive the write
             result = operation(old, *(old if a is self else a for a in args), **kwargs)
         if result.shape != self.shape:
             raise ValueError(
@@ -246,7 +247,8 @@ class Tensor(Methods, Variable):
         return self
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        basic, advanced = indexing.keys_of(self, key)
+        with storage.on_device_of(self._array):
+            basic, advanced = indexing.keys_of(self, key)
         if basic and advanced:
             indexing.Index.apply(self, basic)[advanced] = value
             return

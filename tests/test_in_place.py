@@ -246,6 +246,7 @@ def broadcast_assignment(lib, x):
     y[0] += 1
     y[:, [0, 3]] = x[:2]
     y[None, 2, ..., 1] = x[3:]
+    y[1, :2] = x[None, None, 2:] * 3
     return y * y
 
 
