@@ -73,8 +73,9 @@ def _nested(x: np.ndarray, indent: int, summarize: bool, form: _Formatter) -> st
     return "[" + ("," + "\n" * (x.ndim - 1) + " " * (indent + 1)).join(parts) + "]"
 
 
-def tensor_repr(t: Any, prefix: str = "tensor(") -> str:
+def tensor_repr(t: Any) -> str:
     """``tensor([1., 2.], requires_grad=True)``, as torch would print it."""
+    prefix = "tensor("
     x = to_device(t._array, "cpu")
     if x.dtype.kind == "V":
         x = x.astype(np.float32)  # bfloat16
@@ -97,12 +98,14 @@ def tensor_repr(t: Any, prefix: str = "tensor(") -> str:
         suffixes.append(f"grad_fn=<{t.grad_fn.name()}>")
     elif t.requires_grad:
         suffixes.append("requires_grad=True")
-    text, line = prefix + body, len((prefix + body).rpartition("\n")[2]) + 1
+    text = prefix + body
+    line = len(text.rpartition("\n")[2]) + 2
     for suffix in suffixes:
-        if line + len(suffix) + 2 > WIDTH:
+        width = len(suffix.replace("tilegrad.", "torch."))  # lines break where torch's do
+        if line + width + 2 > WIDTH:
             text += ",\n" + " " * len(prefix) + suffix
-            line = len(prefix) + len(suffix)
+            line = len(prefix) + width
         else:
             text += ", " + suffix
-            line += len(suffix) + 2
+            line += width + 2
     return text + ")"

@@ -239,7 +239,8 @@ class Tensor(Methods, Variable):
             )
         if functions._category(result._array.dtype) > functions._category(self._array.dtype):
             raise TypeError(f"in-place operation: a result of {result.dtype} cannot be stored in {self.dtype}")
-        if any(step == 0 and n > 1 for step, n in zip(self._array.strides, self._array.shape, strict=True)):
+        x = self._array
+        if x.size and any(step == 0 and n > 1 for step, n in zip(x.strides, x.shape, strict=True)):
             raise ValueError("in-place operation: elements of this expanded tensor share memory; use clone()")
         with np.errstate(all="ignore"), storage.on_device_of(self._array):
             self._array[...] = result._array

@@ -441,3 +441,52 @@ def test_expanded_memory_is_not_written_to(lib: Any):
     x = lib.ones(1, 3).expand(2, 3)
     with pytest.raises((RuntimeError, ValueError), match=r"memory"):  # torch: RuntimeError, here: ValueError
         x += 1
+
+
+# One step of a random program: it writes to a tensor (and returns None) or makes another, often a view.
+STEPS: tuple[Callable[[Any, Any, Any], Any], ...] = (
+    lambda lib, t, other: t[1:] if t.shape[0] > 1 else t * 1,
+    lambda lib, t, other: t.T if t.ndim == 2 else t * 1,
+    lambda lib, t, other: t * 2 + 0.1,
+    lambda lib, t, other: t.reshape(-1),
+    lambda lib, t, other: t.unsqueeze(0),
+    lambda lib, t, other: t.detach(),
+    lambda lib, t, other: lib.zeros(2, 3, dtype=lib.float64),
+    lambda lib, t, other: nothing(t.mul_(1.3)),
+    lambda lib, t, other: nothing(t.add_(other.sum() * 0.05)),
+    lambda lib, t, other: nothing(t.__setitem__(0, t[-1] * 0.5)),
+    lambda lib, t, other: nothing(t.copy_(t.sum() * 0.01)),
+    lambda lib, t, other: nothing(t.__setitem__((..., 0), t[..., 0] * 1.1)),
+    lambda lib, t, other: nothing(t[0].sub_(other.mean())),
+)
+
+
+def nothing(_: Any) -> None:
+    return None
+
+
+def random_program(lib: Any, seed: int) -> list[Any]:
+    """The tensors that a program of random steps leaves, and the gradient of its leaf."""
+    draw = np.random.default_rng(seed)
+    x = lib.tensor(draw.normal(size=(4, 3)), requires_grad=True)
+    tensors = [x * 1.5]
+    for _ in range(draw.integers(3, 10)):
+        t, other = (tensors[draw.integers(len(tensors))] for _ in range(2))
+        made = STEPS[draw.integers(len(STEPS))](lib, t, other)
+        tensors += [] if made is None else [made]
+    total = sum((t * t).sum() * i + t.sum() for i, t in enumerate(tensors))
+    total.backward()
+    return [*tensors, x.grad]
+
+
+@pytest.mark.parametrize("start", range(0, 400, 50))
+def test_random_programs(start: int):
+    for seed in range(start, start + 50):
+        try:
+            expected = random_program(torch, seed)
+        except RuntimeError as error:
+            # torch takes a view of a constant for a leaf once its base has been written to.
+            assert "a leaf Variable that requires grad" in str(error)  # noqa: PT017
+            continue
+        for mine, other in zip(random_program(tg, seed), expected, strict=True):
+            close(mine, other)

@@ -543,3 +543,22 @@ def test_torch_compile_takes_the_operators_whole() -> None:
         results.append([values(v) for v in (loss, a.grad, b.grad)])
     for eager, compiled in zip(*results, strict=True):
         np.testing.assert_allclose(compiled, eager, rtol=1e-6)
+
+
+def test_torch_autocast_is_followed() -> None:
+    x, w, b, t = (torch.tensor(v) for v in (draw(4, 3), draw(6, 3), draw(6), classes(4, 6)))
+    with torch.autocast("cpu", torch.bfloat16):
+        h = F.linear(x, w.requires_grad_(), b)
+        expected = torch.nn.functional.linear(x, w, b)
+        assert h.dtype == expected.dtype == torch.bfloat16
+        torch.testing.assert_close(h, expected, rtol=1e-2, atol=1e-2)
+        mixed = F.linear(h, torch.randn(2, 6))  # bfloat16 activations beside a float32 weight
+        assert mixed.dtype == torch.bfloat16
+        loss = F.cross_entropy(h, t)
+        assert loss.dtype == torch.nn.functional.cross_entropy(expected, t).dtype == torch.float32
+        torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(h.float(), t))
+        joined = F.linear_cross_entropy(x.bfloat16(), w, t, linear_bias=b)
+        torch.testing.assert_close(joined, loss, rtol=1e-2, atol=1e-2)
+    loss.backward()
+    assert w.grad is not None
+    assert w.grad.dtype == torch.float32

@@ -348,6 +348,7 @@ SHOWN: dict[str, Callable[[Any], Any]] = {
         lambda x: x.transpose(0, 1), lambda x: x.norm(), lambda x: x.expand(2, 2, 2), lambda x: x.cumsum(0),
         lambda x: x.flatten(), lambda x: x.logsumexp(0), lambda x: lib.maximum(x, x),
         lambda x: x.gather(1, lib.tensor([[0], [1]])))],
+    "every width": lambda lib: [lib.arange(n, dtype=d) for n in range(1, 40) for d in (lib.float64, lib.int32)],
     "wide suffix": lambda lib: [lib.arange(8, dtype=lib.float64).requires_grad_() * 1.1,
         lib.arange(7, dtype=lib.float64) * 1.25, (lib.arange(9.0) * 1111.25).requires_grad_(),
         lib.arange(12, dtype=lib.int32) * 1000],

@@ -126,6 +126,11 @@ def _ops(kind: str) -> Any:
     return _OnArrays()
 
 
+def _autocast(kind: str, lower: bool, *arrays: Any) -> tuple[Any, ...]:
+    """torch tensors as torch.autocast wants them for a matrix product (``lower``) or a loss; others are themselves."""
+    return _ops(kind).autocast(lower, *arrays) if kind == "torch" else arrays
+
+
 def _shaped(kind: str, x: Any, *shape: int) -> Any:
     """A reshape that every kind has."""
     return shaping.reshape(x, *shape) if kind == "Tensor" else x.reshape(shape)
@@ -152,6 +157,7 @@ def linear(input: Any, weight: Any, bias: Any = None, *, activation: str | None 
         ValueError: shapes that do not fit, an unknown activation, different devices. TypeError: mixed kinds or dtypes.
     """
     kind = _kind("linear", input=input, weight=weight, bias=bias)
+    input, weight, bias = _autocast(kind, True, input, weight, bias)
     _same_dtype("linear", input=input, weight=weight, bias=bias)
     if activation is not None and activation not in ACTIVATIONS:
         raise ValueError(f"linear: expected activation None or one of {', '.join(ACTIVATIONS)}, got {activation!r}")
@@ -290,6 +296,7 @@ def nll_loss(
         ValueError, TypeError: shapes, dtypes, kinds. IndexError: a target outside [0, C) that is not ``ignore_index``.
     """
     kind = _kind("nll_loss", input=input, target=target, weight=weight)
+    input, weight = _autocast(kind, False, input, weight)
     _same_dtype("nll_loss", input=input)
     o = _options("nll_loss", _reduction("nll_loss", size_average, reduce, reduction), ignore_index, 0.0, 0.0, None)
     if input.ndim == 0:
@@ -326,6 +333,7 @@ def cross_entropy(
             its row becomes NaN and ``tilegrad.synchronize()`` raises.
     """
     kind = _kind("cross_entropy", input=input, target=target, weight=weight)
+    input, target, weight = _autocast(kind, False, input, target, weight)
     _same_dtype("cross_entropy", input=input)
     reduction = _reduction("cross_entropy", size_average, reduce, reduction)
     o = _options("cross_entropy", reduction, ignore_index, label_smoothing, z_loss, softcap)
@@ -357,6 +365,10 @@ def linear_cross_entropy(
     """
     name = "linear_cross_entropy"
     kind = _kind(name, input=input, linear_weight=linear_weight, target=target, linear_bias=linear_bias, weight=weight)
+    # (Under autocast the class weights and probabilities follow the logits, which a matrix product makes.)
+    input, linear_weight, linear_bias, weight, target = _autocast(
+        kind, True, input, linear_weight, linear_bias, weight, target
+    )
     _same_dtype(name, input=input, linear_weight=linear_weight, linear_bias=linear_bias)
     o = _options(
         name,

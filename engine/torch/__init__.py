@@ -15,7 +15,7 @@ from .. import backends
 from ..activations import ACTIVATIONS
 from ..backends import LossOptions
 
-__all__ = ["cross_entropy", "linear", "linear_cross_entropy", "nll_loss", "softmax"]
+__all__ = ["autocast", "cross_entropy", "linear", "linear_cross_entropy", "nll_loss", "softmax"]
 
 
 def _or_empty(x: Tensor | None, like: Tensor) -> Tensor:
@@ -368,6 +368,20 @@ def _linear_cross_entropy_grad(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ..
 _linear_cross_entropy.register_autograd(_linear_cross_entropy_grad, setup_context=_linear_cross_entropy_setup)
 
 
+# --- autocast ---------------------------------------------------------------------------------------------------------
+
+
+def autocast(lower: bool, *tensors: Tensor | None) -> tuple[Any, ...]:
+    """The tensors in the dtype that torch.autocast, where it is on, runs an operation in: its own lower one for matrix
+    products, float32 for losses. As in torch, float64 and integers are left alone."""
+    device = next(t for t in tensors if t is not None).device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device) if lower else torch.float32
+    eligible = (torch.float32, torch.float16, torch.bfloat16)
+    return tuple(t.to(dtype) if t is not None and t.dtype in eligible else t for t in tensors)
+
+
 # --- as nn/functional.py calls them -----------------------------------------------------------------------------------
 
 
@@ -405,4 +419,5 @@ def linear_cross_entropy(
     """(N, K) input and (C, D, K) weight → the loss, or (loss, lse, argmax)."""
     needs = _recorded(input, linear_weight, linear_bias, target) if o.reduction != "none" else [False] * 4
     made = _linear_cross_entropy(input, linear_weight, linear_bias, target, weight, *o, needs, want_stats)
-    return (made[0], backends.logsumexp_of(made[1]), made[2]) if want_stats else made[0]
+    loss = autocast(False, made[0])[0]  # under autocast a loss is float32
+    return (loss, backends.logsumexp_of(made[1]), made[2]) if want_stats else loss
