@@ -226,24 +226,22 @@ class Tensor(Methods, Variable):
 
     def _update(self, operation: Any, *args: Any, **kwargs: Any) -> Tensor:
         """self[...] = operation(self, …): the in-place form of an operation, recorded where a gradient needs it."""
-        old = self._begin_write(*args, *kwargs.values())
+        old, x = self._begin_write(*args, *kwargs.values()), self._array
         if old is None:
             result = operation(self, *args, **kwargs)
         else:
-            with storage.on_device_of(self._array):
-                old._array = self._array.copy()  # what the operation keeps of the old value has to outlive the write
+            with storage.on_device_of(x):
+                old._array = x.copy()  # what the operation keeps of the old value has to outlive the write
             result = operation(old, *(old if a is self else a for a in args), **kwargs)
-        if result.shape != self.shape:
-            raise ValueError(
-                f"in-place operation: a result of shape {list(result.shape)} does not fit {list(self.shape)}"
-            )
-        if functions._category(result._array.dtype) > functions._category(self._array.dtype):
+        new = result._array
+        if new.shape != x.shape:
+            raise ValueError(f"in-place operation: a result of shape {list(new.shape)} does not fit {list(x.shape)}")
+        if functions._category(new.dtype) > functions._category(x.dtype):
             raise TypeError(f"in-place operation: a result of {result.dtype} cannot be stored in {self.dtype}")
-        x = self._array
         if x.size and any(step == 0 and n > 1 for step, n in zip(x.strides, x.shape, strict=True)):
             raise ValueError("in-place operation: elements of this expanded tensor share memory; use clone()")
-        with np.errstate(all="ignore"), storage.on_device_of(self._array):
-            self._array[...] = result._array
+        with np.errstate(all="ignore"), storage.on_device_of(x):
+            x[...] = new
         self._end_write(None if old is None else result)
         return self
 

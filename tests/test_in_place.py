@@ -239,6 +239,16 @@ def masked_and_indexed(lib, x):
 
 
 @program
+def empty_parts(lib, x):
+    y = (x * 2).reshape(2, 2)
+    y[1:1] += 3
+    y[1:1, [0, 1]] *= 2
+    y[:, []] -= x[:0]
+    y[y > 99] = 7.0
+    return y
+
+
+@program
 def broadcast_assignment(lib, x):
     y = lib.zeros(3, 4, dtype=lib.float64)
     y[:] = x

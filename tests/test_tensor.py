@@ -690,6 +690,7 @@ ERRORS: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: ~t4, TypeError, "float32"), (lambda: t4 & t4, TypeError, "float32"),
     (lambda: tg.where(t4, t4, t4), TypeError, "where: .*bool"), (lambda: t4.clamp(), ValueError, "clamp"),
     (lambda: tg.zeros(0).max(), ValueError, "max"), (lambda: tg.zeros(0).argmax(), ValueError, "argmax"),
+    (lambda: tg.zeros(2, 0).argmin(1), ValueError, "argmin: expected at least one element"),
     (lambda: tg.zeros(2, 0).amax(1), ValueError, "amax"),
     (lambda: t4.div(2, rounding_mode="up"), ValueError, "rounding_mode"),
     (lambda: t4.topk(5), ValueError, "topk: expected k between 0 and 4, got 5"),
