@@ -166,6 +166,17 @@ ACTIVATIONS = {
 }
 
 
+def backward(xp: Any, join: Callable[..., Array], name: str, z: Array, grad: Array) -> Array:
+    """The gradient of the pre-activation z from that of the output; ``join`` puts a list of arrays together along a
+    dimension, under whatever name the library has for it."""
+    act = ACTIVATIONS[name]
+    if not act.gated:
+        return grad * act.grad(xp, z)
+    half = z.shape[-1] // 2
+    gate, up = z[..., :half], z[..., half:]
+    return join([grad * up * act.grad(xp, gate), grad * act.of(xp, gate)], -1)
+
+
 # Cody, W. J. (1969), "Rational Chebyshev approximations for the error function", Mathematics of Computation 23:
 # numerators and denominators, highest power first, of erf(x)/x in x² on [0, 0.46875], of exp(x²) erfc(x) in x on
 # [0.46875, 4], and of the remainder in 1/x² beyond.

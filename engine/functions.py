@@ -42,7 +42,7 @@ from .elementwise import (
     Where,
     cast,
     dtype_of,
-)  # fmt: skip
+)
 from .graph import Variable
 from .storage import (
     get_default_dtype,
@@ -53,7 +53,7 @@ from .storage import (
     on_device_of,
     promote,
     wide,
-)  # fmt: skip
+)
 
 # --- operands ---------------------------------------------------------------------------------------------------------
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import backends, functions, reductions, shaping
-from .activations import ACTIVATIONS
+from . import activations, backends, functions, reductions, shaping
 from .backends import LossOptions
 from .graph import ArrayFunction, Variable, once_differentiable
 from .storage import Array, namespace, numpy_dtype
@@ -34,13 +33,8 @@ def _linear_backward_recorded(ctx: Any, grad: Any) -> Any:
     x, weight, bias, _ = ctx.saved
     dz = grad
     if ctx.activation is not None:
-        act = ACTIVATIONS[ctx.activation]
         z = reductions.matmul(x, weight.T) + (0 if bias is None else bias)
-        if act.gated:
-            gate, up = shaping.chunk(z, 2, -1)
-            dz = shaping.cat([grad * up * act.grad(functions, gate), grad * act.of(functions, gate)], -1)
-        else:
-            dz = grad * act.grad(functions, z)
+        dz = activations.backward(functions, shaping.cat, ctx.activation, z, grad)
     rows = dz.reshape(-1, weight.shape[0])
     of_bias = None if bias is None else rows.sum(0)
     return reductions.matmul(dz, weight), reductions.matmul(rows.T, x.reshape(-1, weight.shape[1])), of_bias, None

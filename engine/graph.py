@@ -23,17 +23,7 @@ Edge = tuple[Any, int]  # (the node that made a tensor, which of its outputs) or
 class Variable:
     """What the tape needs to know of a tensor; ``Tensor`` is its only subclass."""
 
-    __slots__ = (
-        "__weakref__",
-        "_array",
-        "_base",
-        "_grad",
-        "_history",
-        "_output",
-        "_seen",
-        "grad_fn",
-        "requires_grad"
-    )  # fmt: skip
+    __slots__ = ("__weakref__", "_array", "_base", "_grad", "_history", "_output", "_seen", "grad_fn", "requires_grad")
     _array: Array
     _base: Any  # the tensor that this one is a view of
     _grad: Any

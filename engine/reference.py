@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from . import activations
 from .activations import ACTIVATIONS
 from .storage import Array, namespace
 
@@ -84,14 +85,9 @@ def linear_backward(
     grad_bias: Array | None,
 ) -> None:
     """dZ = dY · act'(Z); dX = dZ W; dW = dZᵀ X; db = Σ dZ."""
-    dz = _exact(grad)
+    dz, xp = _exact(grad), namespace(grad)
     if activation is not None:
-        act, xp, z = ACTIVATIONS[activation], namespace(grad), _exact(saved)
-        if act.gated:
-            gate, up = xp.split(z, 2, axis=-1)
-            dz = xp.concatenate([dz * up * act.grad(xp, gate), dz * act.of(xp, gate)], -1)
-        else:
-            dz = dz * act.grad(xp, z)
+        dz = activations.backward(xp, xp.concatenate, activation, _exact(saved), dz)
     if grad_input is not None:
         grad_input[...] = _matmul(dz, _exact(weight))
     dz = dz.reshape(-1, weight.shape[0])

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import math
 import sys
 from types import ModuleType
 from typing import Any
@@ -311,8 +310,3 @@ def byte_bounds(x: Array) -> tuple[int, int]:
 def address(x: Array) -> int:
     """The address of the first element of ``x``."""
     return int(x.data.ptr) if is_cupy(x) else int(x.__array_interface__["data"][0])
-
-
-def elements(shape: tuple[int, ...]) -> int:
-    """How many elements a shape holds."""
-    return math.prod(shape)

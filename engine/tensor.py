@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from typing import Any
 
 import numpy as np
 
 from . import autograd, elementwise, functions, indexing, reductions, shaping, storage
-from .gradmode import is_grad_enabled, no_grad
-from .graph import Edge, Function, Variable
+from .gradmode import is_grad_enabled
+from .graph import Edge, Variable
 from .methods import Methods, in_place
 from .printing import tensor_repr
-from .storage import Array, device, dtype, namespace, numpy_dtype
+from .storage import Array, device, dtype, namespace
 
 
 class Tensor(Methods, Variable):
@@ -432,7 +433,7 @@ class Size(tuple):
 
     def numel(self) -> int:
         """How many elements it holds."""
-        return storage.elements(self)
+        return math.prod(self)
 
 
 def wrap(array: Array) -> Tensor:
@@ -440,12 +441,3 @@ def wrap(array: Array) -> Tensor:
     t: Tensor = Tensor.__new__(Tensor)
     t._init(array)
     return t
-
-
-def unwrap(x: Any) -> Any:
-    """The array under a tensor; anything else is itself."""
-    return x._array if isinstance(x, Variable) else x
-
-
-Function.__module__ = "tilegrad.autograd"
-__all__ = ["Size", "Tensor", "no_grad", "numpy_dtype", "unwrap", "wrap"]

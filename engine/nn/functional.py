@@ -7,7 +7,6 @@ checks: what is wrong is said before anything runs. Activations and elementwise 
 from __future__ import annotations
 
 import math
-import sys
 import warnings
 from typing import Any, NamedTuple
 
@@ -17,12 +16,13 @@ from .. import fused, shaping, storage
 from ..activations import ACTIVATIONS
 from ..backends import LossOptions
 from ..gradmode import no_grad
-from ..tensor import Tensor, wrap
+from ..tensor import wrap
 
 from .pointwise import (  # isort: skip
     binary_cross_entropy, binary_cross_entropy_with_logits, dropout, elu, gelu, hardtanh, hinge_embedding_loss,
-    huber_loss, kl_div, l1_loss, leaky_relu, logsigmoid, margin_ranking_loss, mish, mse_loss, multi_margin_loss,
-    normalize, one_hot, relu, relu2, selu, sigmoid, silu, smooth_l1_loss, soft_margin_loss, softplus, tanh,
+    huber_loss, kind_of, kl_div, l1_loss, leaky_relu, logsigmoid, margin_ranking_loss, mish, mse_loss,
+    multi_margin_loss, normalize, one_hot, relu, relu2, selu, sigmoid, silu, smooth_l1_loss, soft_margin_loss,
+    softplus, tanh,
 )  # fmt: skip
 
 __all__ = [
@@ -44,29 +44,15 @@ class LossStats(NamedTuple):
 # --- kinds ------------------------------------------------------------------------------------------------------------
 
 
-def kind_of(x: Any) -> str:
-    """ "Tensor", "torch", "numpy" or "cupy"; TypeError for anything else."""
-    if isinstance(x, Tensor):
-        return "Tensor"
-    if isinstance(x, (np.ndarray, np.generic)):
-        return "numpy"
-    if storage.is_cupy(x):
-        return "cupy"
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(x, torch.Tensor):
-        return "torch"
-    raise TypeError(f"expected a tilegrad.Tensor, torch.Tensor, numpy.ndarray or cupy.ndarray, got {type(x).__name__}")
-
-
-def _kind(name: str, **arrays: Any) -> str:
+def _kind(name: str, **arrays: Any) -> Any:
     """The one kind, on one device, of all the arguments that are not None."""
     given = {k: v for k, v in arrays.items() if v is not None}
     first = next(iter(given))
-    try:
-        kinds = {k: kind_of(v) for k, v in given.items()}
-    except TypeError as error:
-        raise TypeError(f"{name}: {error}") from None
+    kinds = {k: "numpy" if isinstance(v, np.generic) else kind_of(v) for k, v in given.items()}
     for k, kind in kinds.items():
+        if kind is None:
+            expected = "a tilegrad.Tensor, torch.Tensor, numpy.ndarray or cupy.ndarray"
+            raise TypeError(f"{name}: expected {expected}, got {type(given[k]).__name__}")
         if kind != kinds[first]:
             raise TypeError(f"{name}: {first} is a {kinds[first]} array and {k} a {kind} array; expected one kind")
     if kinds[first] != "numpy":

@@ -21,13 +21,20 @@ from ..rng import default_generator
 from ..tensor import Tensor, wrap
 
 
-def _is_array(x: Any) -> bool:
-    return isinstance(x, np.ndarray) or storage.is_cupy(x)
-
-
-def _is_torch(x: Any) -> bool:
+def kind_of(x: Any) -> str | None:
+    """ "Tensor", "torch", "numpy" or "cupy"; None for what is no array."""
+    if isinstance(x, Tensor):
+        return "Tensor"
+    if isinstance(x, np.ndarray):
+        return "numpy"
+    if storage.is_cupy(x):
+        return "cupy"
     torch = sys.modules.get("torch")
-    return torch is not None and isinstance(x, torch.Tensor)
+    return "torch" if torch is not None and isinstance(x, torch.Tensor) else None
+
+
+def _wrapped(x: Any) -> Any:
+    return wrap(x) if kind_of(x) in ("numpy", "cupy") else x
 
 
 def _any_kind(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -35,38 +42,23 @@ def _any_kind(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        given = [*args, *kwargs.values()]
-        kinds = {
-            "numpy"
-            if isinstance(x, np.ndarray)
-            else "cupy"
-            if storage.is_cupy(x)
-            else "torch"
-            if _is_torch(x)
-            else "Tensor"
-            for x in given
-            if isinstance(x, Tensor) or _is_array(x) or _is_torch(x)
-        }
+        kinds = {kind for x in (*args, *kwargs.values()) if (kind := kind_of(x)) is not None}
         if len(kinds) != 1:
-            got = " and ".join(sorted(kinds)) or ", ".join(type(x).__name__ for x in given[:1]) or "nothing"
+            got = " and ".join(sorted(kinds)) or ", ".join(type(x).__name__ for x in args[:1]) or "nothing"
             raise TypeError(
                 f"{function.__name__}: expected arrays of one kind (Tensor, torch, numpy or cupy), got {got}"
             )
         if kinds <= {"Tensor", "torch"}:
             return function(*args, **kwargs)
         with no_grad():
-            made = function(
-                *(wrap(x) if _is_array(x) else x for x in args),
-                **{k: wrap(x) if _is_array(x) else x for k, x in kwargs.items()},
-            )
-        return made._array
+            return function(*map(_wrapped, args), **{k: _wrapped(x) for k, x in kwargs.items()})._array
 
     return wrapped
 
 
 def _torch_functional(input: Any) -> Any:
     """torch.nn.functional if the input is torch's, else None."""
-    return sys.modules["torch"].nn.functional if _is_torch(input) else None
+    return sys.modules["torch"].nn.functional if kind_of(input) == "torch" else None
 
 
 def _written(input: Tensor, out: Tensor, inplace: bool) -> Tensor:

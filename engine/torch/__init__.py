@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import backends
+from .. import activations, backends
 from ..activations import ACTIVATIONS
 from ..backends import LossOptions
 
@@ -97,13 +97,8 @@ def _linear_grad_recorded(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     dz = grad
     if activation:
-        act = ACTIVATIONS[activation]
         z = torch.nn.functional.linear(input, weight, bias)
-        if act.gated:
-            gate, up = z.chunk(2, -1)
-            dz = torch.cat([grad * up * act.grad(_Namespace, gate), grad * act.of(_Namespace, gate)], -1)
-        else:
-            dz = grad * act.grad(_Namespace, z)
+        dz = activations.backward(_Namespace, torch.cat, activation, z, grad)
     rows = dz.reshape(-1, weight.shape[0])
     return dz @ weight, rows.mT @ input.reshape(-1, weight.shape[1]), None if bias is None else rows.sum(0)
 
