@@ -2,9 +2,12 @@
 # date when what it was made from changed.
 PYTHON ?= python3
 
-SOURCES := pyproject.toml setup.py README.md LICENSE $(shell find engine -name __pycache__ -prune -o -print)
+SOURCES := pyproject.toml setup.py README.md LICENSE $(shell find engine kernels -name __pycache__ -prune -o -print)
 
-.PHONY: demo test lint wheel-test clean
+# The kernels are made for a range of Triton's versions: constraints.txt pins its lower end, this is the upper one.
+NEWEST_TRITON := 3.9.0
+
+.PHONY: demo test test-newest-triton lint wheel-test clean
 
 # Train on handwritten digits, with the curves in a picture.
 demo: .venv-demo/installed
@@ -12,6 +15,17 @@ demo: .venv-demo/installed
 
 test: .venv-test/installed
 	.venv-test/bin/pytest
+
+# All that touches Triton, under its newest version.
+test-newest-triton: .venv-test/installed .triton-$(NEWEST_TRITON)/installed
+	PYTHONPATH=.triton-$(NEWEST_TRITON) .venv-test/bin/pytest $(KERNEL_TESTS)
+
+KERNEL_TESTS := tests/test_sanitizer.py tests/test_static.py tests/test_host_path.py $(wildcard tests/test_kernel_*.py)
+
+.triton-%/installed: .venv-test/installed
+	rm -rf .triton-$*
+	.venv-test/bin/pip install --no-deps --target .triton-$* triton==$*
+	touch $@
 
 lint: .venv-test/installed
 	.venv-test/bin/ruff check
@@ -25,7 +39,8 @@ wheel-test: .venv-test/installed
 	@set -e; away=$$(mktemp -d); trap 'rm -rf "$$away"' EXIT; \
 	$(PYTHON) -m venv "$$away/venv"; \
 	"$$away/venv/bin/pip" install --quiet --constraint constraints.txt dist/*.whl; \
-	diff -r --exclude=__pycache__ engine "$$away"/venv/lib/python3*/site-packages/tilegrad; \
+	diff -r --exclude=__pycache__ --exclude=kernels engine "$$away"/venv/lib/python3*/site-packages/tilegrad; \
+	diff -r --exclude=__pycache__ kernels "$$away"/venv/lib/python3*/site-packages/tilegrad/kernels; \
 	cd "$$away"; \
 	venv/bin/python -c "$$USE_THE_WHEEL"; \
 	venv/bin/tilegrad info
@@ -45,8 +60,8 @@ wheel-test: .venv-test/installed
 .venv-test/installed: export PIP_BUILD_CONSTRAINT := constraints.txt
 
 clean:
-	rm -rf .venv-demo .venv-test build dist runs *.egg-info .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
-	find engine tests -name __pycache__ -prune -exec rm -rf {} +
+	rm -rf .venv-demo .venv-test .triton-* build dist runs *.egg-info .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find engine kernels bench tests -name __pycache__ -prune -exec rm -rf {} +
 
 define USE_THE_WHEEL
 import tilegrad

@@ -3,14 +3,18 @@
 The functions here take NumPy, CuPy or torch arrays (one kind per call, checked by the layers above), make the outputs
 with the library that owns the inputs, and hand both to a backend. They know nothing of autograd: the Tensor's
 (fused.py) and torch's (torch/) each call them. A backend is a module with the functions of reference.py; what it cannot
-run it says.
+run it says. The workspace that a function needs is listed by its companion, ``<function>_workspace`` with the same
+arguments, and made here, so that a kernel launcher allocates nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib
 import importlib.util
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from types import ModuleType
@@ -21,7 +25,7 @@ import numpy as np
 from . import reference
 from .activations import ACTIVATIONS
 from .reference import LossOptions
-from .storage import Array, cupy, is_cupy, on_device_of, wide_dtype
+from .storage import cuda_device_count, cupy, is_cupy, on_device_of, wide_dtype
 from .storage import from_dlpack as view_of
 
 __all__ = ["LossOptions", "backend", "describe", "synchronize"]
@@ -80,25 +84,60 @@ def _why_not(name: str) -> str | None:
     if name == "reference":
         return None
     module, what = _PARTS[name]
-    if importlib.util.find_spec(module) is None:
+    if not _installed(module):
         return f"backend {name!r} cannot run: this installation has no {what} ({module}); install a build that has them"
-    return None
+    return _why_not_triton() if name == "triton" else None
+
+
+@functools.cache
+def _installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def _why_not_triton() -> str | None:
+    if not _installed("triton"):
+        return "backend 'triton' cannot run: Triton is not installed; pip install tilegrad[gpu]"
+    try:
+        launch = importlib.import_module("tilegrad.kernels.launch")
+    except ImportError as error:  # a version that the kernels are not made for
+        return f"backend 'triton' cannot run: {error}"
+    torch = sys.modules.get("torch")
+    if launch.interpreting() or cuda_device_count() or (torch is not None and torch.cuda.is_available()):
+        return None
+    return "backend 'triton' cannot run: neither CuPy nor torch finds a GPU (TRITON_INTERPRET=1 interprets the kernels)"
 
 
 def _implementation(name: str) -> ModuleType:
     reason = _why_not(name)
     if reason is not None:
         raise RuntimeError(reason)
-    return reference
+    return reference if name == "reference" else importlib.import_module(_PARTS[name][0])
+
+
+def _automatic(x: Any) -> str:
+    """The backend of a call that is left to us."""
+    return "reference" if _on_cpu(x) or _why_not("triton") is not None else "triton"
 
 
 def _run(operation: str, *args: Any, **outputs: Any) -> None:
     """Run an operation on the chosen backend."""
     name = current()
-    implementation = _implementation("reference" if name == "auto" else name)
+    implementation = _implementation(_automatic(args[0]) if name == "auto" else name)
+    if implementation is not reference:
+        _run_compiled(implementation, operation, args, outputs)
+        return
     args, outputs = tuple(map(_viewed, args)), {k: _viewed(v) for k, v in outputs.items()}
     with np.errstate(all="ignore"), on_device_of(args[0]):
         getattr(implementation, operation)(*args, **outputs)
+
+
+def _run_compiled(implementation: ModuleType, operation: str, args: tuple[Any, ...], outputs: dict[str, Any]) -> None:
+    """Run an operation on a backend that takes the arrays as they are, by their addresses."""
+    listed = getattr(implementation, f"{operation}_workspace", None)
+    if listed is not None:
+        buffers = listed(*args, **outputs)
+        outputs["workspace"] = {k: _empty(args[0], shape, np.dtype(dtype)) for k, (shape, dtype) in buffers.items()}
+    getattr(implementation, operation)(*args, **outputs)
 
 
 def _viewed(x: Any) -> Any:
@@ -112,6 +151,37 @@ def describe() -> list[tuple[str, bool, str]]:
     return [
         (name, (why := _why_not(name)) is None, why or said.get(name, _PARTS.get(name, ("", ""))[1])) for name in NAMES
     ]
+
+
+# --- TF32 -------------------------------------------------------------------------------------------------------------
+
+_PRECISIONS = ("highest", "high", "medium")
+_precision = "highest"
+
+
+def set_float32_matmul_precision(precision: str) -> None:
+    """Whether float32 matrix products on a GPU are IEEE ("highest", the default) or may be TF32 ("high", "medium").
+
+    It holds for tilegrad's, CuPy's and NumPy's arrays; for torch tensors torch's own setting does.
+
+    Raises:
+        ValueError: any other word.
+    """
+    global _precision
+    if precision not in _PRECISIONS:
+        raise ValueError(f"set_float32_matmul_precision: expected one of {_PRECISIONS}, got {precision!r}")
+    _precision = precision
+
+
+def get_float32_matmul_precision() -> str:
+    """What was set last."""
+    return _precision
+
+
+def _tf32(x: Any) -> bool:
+    if type(x).__module__.partition(".")[0] == "torch":
+        return bool(sys.modules["torch"].backends.cuda.matmul.fp32_precision == "tf32")
+    return _precision != "highest"
 
 
 # --- arrays -----------------------------------------------------------------------------------------------------------
@@ -148,7 +218,8 @@ def _on_cpu(x: Any) -> bool:
 
 # --- targets out of range ---------------------------------------------------------------------------------------------
 
-_flags: dict[int, Array] = {}  # per CUDA device: one element, set by a kernel that met a bad target
+# Per library and CUDA device: one element, set by a kernel that met a bad target.
+_flags: dict[tuple[str, int], Any] = {}
 
 
 def _check_target(name: str, target: Any, classes: int, o: LossOptions) -> Any:
@@ -170,13 +241,14 @@ def _check_target(name: str, target: Any, classes: int, o: LossOptions) -> Any:
     return None
 
 
-def _flag_of(x: Any) -> Array:
-    xp = cupy()
-    number = int(x.device.id if is_cupy(x) else x.device.index)
-    if number not in _flags:
-        with xp.cuda.Device(number):
-            _flags[number] = xp.zeros((), bool)
-    return _flags[number]
+def _flag_of(x: Any) -> Any:
+    """Made by the library of the targets, so that torch alone is enough for torch tensors."""
+    key = ("cupy", int(x.device.id)) if is_cupy(x) else ("torch", int(x.device.index))
+    if key not in _flags:
+        made = _empty(x, (), np.dtype(np.bool_))
+        made[...] = False
+        _flags[key] = made
+    return _flags[key]
 
 
 def synchronize() -> None:
@@ -189,7 +261,9 @@ def synchronize() -> None:
     from .cuda import synchronize as wait
 
     wait()
-    for number, flag in _flags.items():
+    for (library, number), flag in _flags.items():
+        if library == "torch":
+            sys.modules["torch"].cuda.synchronize(number)
         if bool(flag):
             flag[...] = False
             raise IndexError(f"a target outside of the classes was handed to a loss on device cuda:{number}")
@@ -212,7 +286,7 @@ def linear(x: Any, weight: Any, bias: Any, activation: str | None, save: bool) -
     lead, rows = tuple(x.shape[:-1]), weight.shape[0]
     out = _empty(x, (*lead, rows // 2 if act is not None and act.gated else rows))
     pre = _empty(x, (*lead, rows)) if save and act is not None and not act.by_sign else None
-    _run("linear", x, weight, bias, activation, out=out, pre=pre)
+    _run("linear", x, weight, bias, activation, out=out, pre=pre, tf32=_tf32(x))
     return out, out if act is not None and act.by_sign else pre
 
 
@@ -235,6 +309,7 @@ def linear_backward(
         grad_input=made[0],
         grad_weight=made[1],
         grad_bias=made[2],
+        tf32=_tf32(x),
     )
     return made
 
@@ -363,7 +438,7 @@ def _run_linear_cross_entropy(
     _run(
         "linear_cross_entropy", x, linear_weight, linear_bias, target, weight, o, upstream=upstream,
         loss=made.loss, lse=made.lse, argmax=made.argmax, grad_input=made.grads[0], grad_weight=made.grads[1],
-        grad_bias=made.grads[2], grad_target=made.grads[3], flag=flag,
+        grad_bias=made.grads[2], grad_target=made.grads[3], flag=flag, tf32=_tf32(x),
     )  # fmt: skip
 
 

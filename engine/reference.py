@@ -47,6 +47,7 @@ def linear(
     *,
     out: Array,  # (…, M)
     pre: Array | None,  # (…, M) or (…, 2M): the pre-activation
+    tf32: bool = False,  # float32 products may be TF32; here they never are
 ) -> None:
     """out = activation(x Wᵀ + b)."""
     z = _matmul(_exact(x), _exact(weight).T)
@@ -83,6 +84,7 @@ def linear_backward(
     grad_input: Array | None,
     grad_weight: Array | None,
     grad_bias: Array | None,
+    tf32: bool = False,
 ) -> None:
     """dZ = dY · act'(Z); dX = dZ W; dW = dZᵀ X; db = Σ dZ."""
     dz, xp = _exact(grad), namespace(grad)
@@ -342,6 +344,7 @@ def linear_cross_entropy(
     grad_bias: Array | None,
     grad_target: Array | None,
     flag: Array | None,
+    tf32: bool = False,
 ) -> None:
     """Cross-entropy of the logits x Wᵀ + b, forward and backward, a chunk of rows at a time: the logits of all rows
     never exist together. Gradients are summed over the chunks in float64."""

@@ -12,26 +12,32 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib  # pytest brings it where the standard library has none
 
+import pytest
+
 import tilegrad
 
 ROOT = Path(__file__).resolve().parents[1]
+SOURCES = {"engine": "tilegrad", "kernels": "tilegrad.kernels"}  # folder: the package that it is installed as
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 
 
 def test_every_package_of_the_tree_is_listed():
     """setuptools leaves an unlisted package out of the wheel without a word."""
-    folders = [path.parent.relative_to(ROOT / "engine") for path in ROOT.glob("engine/**/__init__.py")]
+    folders = [path.parent.relative_to(ROOT) for top in SOURCES for path in ROOT.glob(f"{top}/**/__init__.py")]
     assert sorted(PYPROJECT["tool"]["setuptools"]["packages"]) == sorted(
-        ".".join(["tilegrad", *folder.parts]) for folder in folders
+        ".".join([SOURCES[folder.parts[0]], *folder.parts[1:]]) for folder in folders
     )
+    assert PYPROJECT["tool"]["setuptools"]["package-dir"] == {name: top for top, name in SOURCES.items()}
 
 
 def test_every_folder_with_python_files_is_a_package():
-    assert not [path for path in ROOT.glob("engine/**/*.py") if not (path.parent / "__init__.py").exists()]
+    files = [path for top in SOURCES for path in ROOT.glob(f"{top}/**/*.py")]
+    assert not [path for path in files if not (path.parent / "__init__.py").exists()]
 
 
-def test_engine_cannot_be_imported_under_its_folder_name():
-    done = subprocess.run([sys.executable, "-B", "-c", "import engine"], cwd=ROOT, capture_output=True, text=True)
+@pytest.mark.parametrize("folder", SOURCES)
+def test_a_source_folder_cannot_be_imported_under_its_name(folder: str):
+    done = subprocess.run([sys.executable, "-B", "-c", f"import {folder}"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("ImportError: ")

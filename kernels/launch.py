@@ -1,0 +1,349 @@
+"""From arrays to a launch: the one place that knows pointers, devices and streams.
+
+A launcher sees an array of any library as a ``View``: an address, a dtype, a shape and strides. Nothing here imports
+an array library; it is looked up by the array's own module when a launch needs its stream. Kernels go to the current
+stream of the library that owns the arrays, on the arrays' device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import triton
+from triton.runtime import interpreter
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+ALIGNMENT = 16  # bytes: the widest load of a thread, and what a bulk tensor copy asks of addresses and strides
+
+# --- arrays -----------------------------------------------------------------------------------------------------------
+
+
+class DType:
+    """A scalar type as Triton reads it: text that ends in the name, and a size. One object a name, so that the same
+    compiled kernel serves every library."""
+
+    _known: dict[str, DType] = {}  # noqa: RUF012
+
+    name: str
+    itemsize: int  # bytes
+    is_floating_point: bool
+
+    def __new__(cls, name: str) -> DType:
+        if name not in cls._known:
+            self = super().__new__(cls)
+            sizes = {"bool": 1, "bfloat16": 2}
+            bits = "".join(filter(str.isdigit, name))
+            self.name, self.itemsize = name, sizes.get(name) or int(bits) // 8
+            self.is_floating_point = "float" in name
+            cls._known[name] = self
+        return cls._known[name]
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Strided memory of someone else's. Strides are in elements, and may be 0 or negative."""
+
+    address: int
+    dtype: DType
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    owner: Any  # the array that keeps the memory, and says which library and device it is of
+
+    def data_ptr(self) -> int:  # what Triton calls
+        return self.address
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        count = 1
+        for n in self.shape:
+            count *= n
+        return count
+
+    def _at(self, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> View:
+        return replace(self, address=self.address + offset * self.dtype.itemsize, shape=shape, strides=strides)
+
+    def select(self, dim: int, index: int) -> View:
+        """Without ``dim``, at one index of it."""
+        return self._at(index * self.strides[dim], _without(self.shape, dim), _without(self.strides, dim))
+
+    def narrow(self, dim: int, start: int, length: int) -> View:
+        """``length`` of ``dim`` from ``start``."""
+        shape = (*self.shape[:dim], length, *self.shape[dim + 1 :])
+        return self._at(start * self.strides[dim], shape, self.strides)
+
+    def moved(self, dim: int, to: int) -> View:
+        """``dim`` at position ``to``, the others in their order."""
+        order = [i for i in range(self.ndim) if i != dim]
+        order.insert(to, dim)
+        return self._at(0, tuple(self.shape[i] for i in order), tuple(self.strides[i] for i in order))
+
+    def viewed(self, shape: tuple[int, ...], strides: tuple[int, ...]) -> View:
+        """The same memory under another shape and strides."""
+        return self._at(0, shape, strides)
+
+    @property
+    def is_contiguous(self) -> bool:
+        expected = 1
+        for n, s in zip(reversed(self.shape), reversed(self.strides), strict=True):
+            if n != 1 and s != expected:
+                return False
+            expected *= n
+        return True
+
+
+def _without(values: tuple[int, ...], dim: int) -> tuple[int, ...]:
+    return values[:dim] + values[dim + 1 :]
+
+
+def view(x: Any) -> View:
+    """A torch tensor, CuPy array or NumPy array as a View; a View is itself."""
+    if isinstance(x, View):
+        return x
+    dtype = DType(str(x.dtype).rpartition(".")[2])
+    if hasattr(x, "data_ptr"):  # torch
+        return View(x.data_ptr(), dtype, tuple(x.shape), tuple(x.stride()), x)
+    address = x.data.ptr if hasattr(x.data, "ptr") else x.__array_interface__["data"][0]
+    return View(address, dtype, x.shape, tuple(s // dtype.itemsize for s in x.strides), x)
+
+
+def optional(x: Any) -> View | None:
+    return None if x is None else view(x)
+
+
+def merged(sizes: tuple[int, ...], *strides: tuple[int, ...]) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
+    """The fewest dimensions, in the same order, that reach the same elements of every array in ``strides``.
+
+    A dimension joins the one before it where, in every array, stepping over it once more lands on the other's next
+    element. Dimensions of size 1 vanish.
+    """
+    kept: list[int] = []
+    found: list[list[int]] = [[] for _ in strides]
+    for i, n in enumerate(sizes):
+        if n == 1:
+            continue
+        if kept and all(out[-1] == s[i] * n for out, s in zip(found, strides, strict=True)):
+            kept[-1] *= n
+            for out, s in zip(found, strides, strict=True):
+                out[-1] = s[i]
+        else:
+            kept.append(n)
+            for out, s in zip(found, strides, strict=True):
+                out.append(s[i])
+    return tuple(kept), [tuple(s) for s in found]
+
+
+def alignment(*views: View) -> int:
+    """How many elements (a power of two, at most 16 bytes of them) divide the addresses and all strides but unit ones:
+    the widest vector that every row of every array may be read in."""
+    elements = ALIGNMENT // min(v.dtype.itemsize for v in views)
+    while elements > 1 and any(
+        v.address % min(ALIGNMENT, elements * v.dtype.itemsize) or any(s % elements for s in v.strides if s != 1)
+        for v in views
+    ):
+        elements //= 2
+    return elements
+
+
+def fits_descriptor(v: View) -> bool:
+    """Whether a bulk tensor copy can read or write this matrix: unit inner stride, everything else on 16 bytes."""
+    size = v.dtype.itemsize
+    return (
+        v.strides[-1] == 1
+        and v.address % ALIGNMENT == 0
+        and all(n > 0 for n in v.shape)
+        and all(s > 0 and s * size % ALIGNMENT == 0 and s * size < 2**40 for s in v.strides[:-1])
+        and all(n < 2**31 for n in v.shape)
+    )
+
+
+def descriptor(v: View, block: list[int]) -> TensorDescriptor:
+    """A host-made tensor descriptor: blocks of ``v``, zeros beyond its edges."""
+    return TensorDescriptor(v, list(v.shape), list(v.strides), block)
+
+
+# --- devices ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Chip:
+    """What a configuration is chosen by: the architecture ("sm_90", "gfx942"), and how many multiprocessors it has."""
+
+    name: str
+    multiprocessors: int
+
+
+INTERPRETED = Chip("sm_90", 8)  # stands in where kernels are interpreted
+
+
+def interpreting() -> bool:
+    """Whether kernels run in Triton's interpreter, on memory of the CPU."""
+    return bool(triton.knobs.runtime.interpret)
+
+
+def chip_of(x: View) -> Chip:
+    """The chip that the memory of ``x`` belongs to.
+
+    Raises:
+        RuntimeError: the memory is the CPU's, or the chip is one that the kernels are not made for.
+    """
+    if interpreting():
+        return INTERPRETED
+    index = _device_index(x.owner)
+    _start_driver()
+    if index not in _chips:
+        driver = triton.runtime.driver.active
+        with _current_device(index):
+            target = driver.get_current_target()
+            count = driver.utils.get_device_properties(index)["multiprocessor_count"]
+        name = f"sm_{target.arch}" if target.backend == "cuda" else str(target.arch)
+        if target.backend == "cuda" and target.arch < 80:
+            raise RuntimeError(f"the Triton kernels need compute capability 8.0 or newer, got {name} (device {index})")
+        _chips[index] = Chip(name, count)
+    return _chips[index]
+
+
+_chips: dict[int, Chip] = {}
+
+
+def _library(owner: Any) -> str:
+    return type(owner).__module__.partition(".")[0]
+
+
+def _device_index(owner: Any) -> int:
+    """The number of the GPU that an array lies on."""
+    device = getattr(owner, "device", None)
+    if _library(owner) == "torch" and device.type == "cuda":
+        return int(device.index)
+    if _library(owner) == "cupy":
+        return int(device.id)
+    raise RuntimeError(
+        f"the Triton kernels need arrays on a GPU, got {type(owner).__module__}.{type(owner).__qualname__} in memory "
+        "of the CPU; TRITON_INTERPRET=1 runs them there"
+    )
+
+
+def _stream_of(owner: Any, index: int) -> int:
+    """The handle of the array library's current stream."""
+    if _library(owner) == "torch":
+        return int(sys.modules["torch"].cuda.current_stream(index).cuda_stream)
+    return int(sys.modules["cupy"].cuda.get_current_stream(index).ptr)
+
+
+class _Launching(threading.local):
+    stream: tuple[int, int] | None = None  # (device, stream) of the launch that is under way
+
+
+_launching = _Launching()
+
+
+def _start_driver() -> None:
+    """Make Triton's driver one that takes the stream from the arrays.
+
+    Its own imports torch (3.6, 3.7), and knows torch's stream only if torch came first (3.9): kernels on CuPy arrays
+    under a CuPy stream would race with it. Launches of other people's kernels get what they had from Triton's own.
+    """
+    from triton.backends.nvidia import driver as nvidia
+
+    active = triton.runtime.driver
+    torch = sys.modules.get("torch")
+    if isinstance(active._active, _TakesStream) or (torch is not None and torch.version.hip is not None):
+        return
+    if active._active is not None and type(active._active) is not nvidia.CudaDriver:
+        return  # someone's own driver
+    active.set_active(type("Driver", (_TakesStream, nvidia.CudaDriver), {})())
+
+
+class _TakesStream:
+    """The part of the driver that tells of devices and streams, from torch if it is there and from CuPy if not."""
+
+    def __init__(self) -> None:
+        from triton.backends.nvidia import driver as nvidia
+
+        self.utils, self.launcher_cls = nvidia.CudaUtils(), nvidia.CudaLauncher
+
+    def get_current_device(self) -> int:
+        torch = sys.modules.get("torch")
+        return int(torch.cuda.current_device() if torch else _cupy().runtime.getDevice())
+
+    def set_current_device(self, index: int) -> None:
+        torch = sys.modules.get("torch")
+        if torch:
+            torch.cuda.set_device(index)
+        else:
+            _cupy().runtime.setDevice(index)
+
+    def get_device_capability(self, index: int) -> tuple[int, int]:
+        torch = sys.modules.get("torch")
+        if torch:
+            return torch.cuda.get_device_capability(index)
+        major, minor = divmod(int(_cupy().Device(index).compute_capability), 10)
+        return major, minor
+
+    def get_current_stream(self, index: int) -> int:
+        if _launching.stream is not None and _launching.stream[0] == index:
+            return _launching.stream[1]
+        torch = sys.modules.get("torch")
+        return int(torch._C._cuda_getCurrentRawStream(index) if torch else _cupy().get_current_stream(index).ptr)
+
+
+def _cupy() -> Any:
+    return sys.modules["cupy"].cuda
+
+
+@contextlib.contextmanager
+def _current_device(index: int) -> Iterator[None]:
+    driver = triton.runtime.driver.active
+    before = driver.get_current_device()
+    if before == index:
+        yield
+        return
+    driver.set_current_device(index)
+    try:
+        yield
+    finally:
+        driver.set_current_device(before)
+
+
+# --- the launch -------------------------------------------------------------------------------------------------------
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
+    """Launch ``kernel`` on the device and the current stream of its arrays.
+
+    ``args`` are Views, descriptors, numbers, tuples of them, and None, in the kernel's order; ``constants`` are its
+    constexprs and Triton's options (num_warps, num_stages). An empty grid launches nothing.
+    """
+    if 0 in grid:
+        return
+    constants.setdefault("enable_fp_fusion", True)  # said, since Triton 3.10 turns the default around
+    if interpreting():
+        if isinstance(kernel, interpreter.InterpretedFunction):
+            # It takes whatever has a data_ptr for a torch tensor, so it is given its own kind of argument.
+            args = tuple(map(interpreter._implicit_cvt, args))
+        kernel[grid](*args, **constants)
+        return
+    owner = next(v for v in map(_view_in, args) if v is not None).owner
+    index = _device_index(owner)
+    _start_driver()
+    before, _launching.stream = _launching.stream, (index, _stream_of(owner, index))
+    try:
+        with _current_device(index):
+            kernel[grid](*args, **constants)
+    finally:
+        _launching.stream = before
+
+
+def _view_in(arg: Any) -> View | None:
+    return arg if isinstance(arg, View) else arg.base if isinstance(arg, TensorDescriptor) else None
