@@ -447,6 +447,10 @@ def logsumexp_of(lse: Any) -> Any:
     return lse[0] + lse[1]
 
 
-def is_implicit_one(upstream: Any) -> bool:
-    """Whether an upstream gradient is the scalar 1, as far as that can be told without waiting for a GPU."""
-    return _on_cpu(upstream) and upstream.ndim == 0 and bool(upstream == 1)
+def scaled(grad: Any, upstream: Any) -> Any:
+    """A gradient that a forward pass made, times the scalar upstream gradient that came: in place, since it was made to be
+    handed over. Where the factor is 1 the gradient is not gone over again; on a GPU that is found out on the device."""
+    if grad is None or 0 in grad.shape or (_on_cpu(upstream) and bool(upstream == 1)):
+        return grad
+    _run("scale", upstream, inplace=grad)
+    return grad

@@ -88,13 +88,6 @@ def _with_stats(made: backends.LossResult, want_stats: bool) -> Any:
     return (made.loss, backends.logsumexp_of(made.lse), made.argmax) if want_stats else made.loss
 
 
-def _scaled(grad: Array | None, upstream: Array) -> Array | None:
-    """A gradient made in the forward pass, for the upstream gradient that came."""
-    if grad is None or backends.is_implicit_one(upstream):
-        return grad
-    return (grad * upstream).astype(grad.dtype, copy=False)
-
-
 class CrossEntropy(ArrayFunction):
     keeps_half = False  # stats stay wide; the loss comes rounded
 
@@ -104,10 +97,10 @@ class CrossEntropy(ArrayFunction):
         at_once = need_logits and o.reduction != "none"
         made = backends.cross_entropy(logits, target, weight, o, at_once, want_stats)
         ctx.o = o
-        # Class probabilities that need a gradient, and per-row losses, go over the logits again.
-        again = need_target or (need_logits and not at_once)
-        ctx.save(*((logits, target, weight) if again else (None, None, None)))
-        ctx.keep(made.grads[0], made.lse if again else None)
+        if need_logits or need_target:
+            # Class probabilities that need a gradient, per-row losses and a second backward go over the logits again.
+            ctx.save(logits, target, weight)
+            ctx.keep(made.grads[0], made.lse)
         return _with_stats(made, want_stats)
 
     @staticmethod
@@ -115,11 +108,13 @@ class CrossEntropy(ArrayFunction):
     def backward(ctx: Any, grad: Array, *of_stats: Any) -> Any:
         logits, target, weight = ctx.saved
         made, lse = ctx.kept
-        of_logits, of_target = _scaled(made, grad), None
-        if logits is not None:
-            needs = ctx.needs_input_grad[0] and made is None, ctx.needs_input_grad[1]
-            again, of_target = backends.cross_entropy_backward(grad, logits, target, weight, lse, ctx.o, needs)
-            of_logits = again if made is None else of_logits
+        needs = ctx.needs_input_grad[0] and made is None, ctx.needs_input_grad[1]
+        of_logits = of_target = None
+        if any(needs):
+            of_logits, of_target = backends.cross_entropy_backward(grad, logits, target, weight, lse, ctx.o, needs)
+        if made is not None:
+            of_logits = backends.scaled(made, grad)
+            ctx.keep(None, lse)  # it is handed over
         return of_logits, of_target, None, None, None
 
 
@@ -137,18 +132,18 @@ class LinearCrossEntropy(ArrayFunction):
             x, linear_weight, linear_bias, target, weight, o, needs if at_once else (False,) * 4, want_stats
         )
         ctx.o = o
-        if at_once:
-            ctx.keep(*made.grads)
-        else:
-            ctx.save(x, linear_weight, linear_bias, target, weight)
+        ctx.save(x, linear_weight, linear_bias, target, weight)
+        ctx.keep(made.grads if at_once else None)
         return _with_stats(made, want_stats)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Array, *of_stats: Any) -> Any:
-        if ctx.o.reduction != "none":
-            return (*(_scaled(g, grad) for g in ctx.kept), None, None, None)
         x, linear_weight, linear_bias, target, weight = ctx.saved
+        (made,) = ctx.kept
+        if made is not None:
+            ctx.keep(None)  # they are handed over: a second backward makes them again
+            return (*(backends.scaled(g, grad) for g in made), None, None, None)
         made = backends.linear_cross_entropy_backward(
             grad, x, linear_weight, linear_bias, target, weight, ctx.o, ctx.needs_input_grad[:4]
         )

@@ -324,6 +324,11 @@ def _class_last(
     return z, slope, target, None if grad is None else xp.moveaxis(grad, axis, -1)
 
 
+def scale(upstream: Array, *, inplace: Array) -> None:
+    """A gradient that a forward pass made for an upstream gradient of 1, for the scalar that came."""
+    inplace *= upstream
+
+
 # --- linear + cross-entropy -------------------------------------------------------------------------------------------
 
 

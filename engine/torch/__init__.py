@@ -248,32 +248,29 @@ def _(
 def _cross_entropy_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     input, target, weight, *options, want_grad, _ = inputs
     _, lse, argmax, made = output
-    ctx.o, ctx.made, ctx.leaf = options, want_grad, input.is_leaf
-    again = ctx.needs_input_grad[1] or not want_grad
-    ctx.save_for_backward(made, *((input, target, weight, lse) if again else ()))
+    ctx.o, ctx.made = options, made if want_grad else None
+    ctx.save_for_backward(input, target, weight, lse)
     ctx.mark_non_differentiable(lse, argmax, made)
 
 
-def _scaled(grad: Tensor, upstream: Tensor, keep: bool) -> Tensor:
-    """A gradient made in the forward pass, for the upstream gradient that came. A leaf makes what it is given its
-    ``.grad``, for anyone to write to: where the graph has to ``keep`` its own it hands out a copy."""
-    if not torch.compiler.is_compiling() and backends.is_implicit_one(upstream):
-        return grad.clone() if keep else grad
-    return grad * upstream
+def _handed_over(grad: Tensor, upstream: Tensor) -> Tensor:
+    """A gradient made in the forward pass, for the upstream gradient that came. Compiled graphs may run more than once, so
+    there it is left as it is."""
+    return grad * upstream if torch.compiler.is_compiling() else backends.scaled(grad, upstream)
 
 
 def _cross_entropy_grad(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
-    made, *again = ctx.saved_tensors
+    arrays = ctx.saved_tensors
     of_input = of_target = None
     with torch.no_grad():
-        if ctx.made:
-            of_input = _scaled(made, grad, keep=ctx.leaf)
-        if again:
-            input, target, weight, lse = again
-            needs = [ctx.needs_input_grad[0] and not ctx.made, ctx.needs_input_grad[1]]
-            by_input, by_target = _cross_entropy_backward(grad, input, target, weight, lse, *ctx.o, needs)
-            of_input = by_input if needs[0] else of_input
-            of_target = by_target if needs[1] else None
+        needs = [ctx.needs_input_grad[0] and ctx.made is None, ctx.needs_input_grad[1]]
+        if any(needs):
+            by_input, by_target = _cross_entropy_backward(grad, *arrays, *ctx.o, needs)
+            of_input, of_target = by_input if needs[0] else None, by_target if needs[1] else None
+        if ctx.made is not None:
+            of_input = _handed_over(ctx.made, grad)
+            if not torch.compiler.is_compiling():
+                ctx.made = None  # a second backward makes it again
     return (*_once("cross_entropy", (of_input, of_target)), *[None] * 8)
 
 
@@ -353,7 +350,7 @@ def _linear_cross_entropy_grad(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ..
         if ctx.made is None:
             made = _linear_cross_entropy_backward(grad, *arrays, *ctx.o, needs)
         else:
-            made = tuple(_scaled(g, grad, False) if n else g for g, n in zip(ctx.made, ctx.needs, strict=True))
+            made = tuple(_handed_over(g, grad) if n else g for g, n in zip(ctx.made, ctx.needs, strict=True))
             if not torch.compiler.is_compiling():
                 ctx.made = None  # the gradients are handed over; a second backward makes them again
     grads = tuple(m if n else None for m, n in zip(made, needs, strict=True))
