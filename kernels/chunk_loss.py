@@ -1,0 +1,387 @@
+"""The loss of a chunk of logits, for linear_cross_entropy.py: everything there that is not a matrix product.
+
+Samples are worked on in an order of their own, the ignored ones last, so that those never reach a product; ``order_ptr``
+maps a place in that order to the sample. How many count is known on the device only: ``counts_ptr`` holds the number of
+samples with a target, and of those whose logits are wanted (all of them, where statistics are). A sample has D losses; the
+kernels below see one d at a time, whose place is ``place * losses + d``.
+
+Per row of logits four numbers decide everything that follows, and are kept in ``stats_ptr``, an array of (4, N·D): the
+maximum m, the log of the sum above it, the upstream gradient f of −Σ q·log p, and the weight of p in the gradient,
+f·Σq + f_z·2λ·lse. They are put together from what each tile of TILE classes found, in ``tiles_ptr`` (4, tiles, rows):
+its maximum m', Σ exp(z − m'), Σ q and Σ q·(z − m').
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def rows_in_chunk(counts_ptr, start, rows):
+    """How many of a chunk's rows are there, the chunk beginning at place ``start``."""
+    return tl.minimum(tl.maximum(tl.load(counts_ptr) - start, 0), rows)
+
+
+@triton.jit
+def prepare_kernel(
+    target_ptr, stride_tn, stride_td,  # (N, D) class indices; not read if probabilities
+    weight_ptr, stride_w,  # (C) or None
+    order_ptr,  # (N) out
+    counts_ptr,  # (2) out: samples with a target, samples whose logits are wanted
+    sums_ptr,  # (2) out: what a mean divides the cross-entropy and the z-loss by
+    flag_ptr,
+    samples, losses, classes, ignore_index,
+    INDICES: tl.constexpr, KEEP_ALL: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One program: the order of the samples and the denominators, in the order of the targets, so always the same."""
+    lane = tl.arange(0, BLOCK)
+    if INDICES:
+        kept = 0
+        share = tl.zeros((BLOCK,), tl.float64)
+        valid_rows = tl.zeros((BLOCK,), tl.int64)
+        for first in range(0, samples, BLOCK):
+            n = first + lane
+            counts = tl.zeros((BLOCK,), tl.int32)
+            for d in range(losses):
+                target = tl.load(
+                    target_ptr + n.to(tl.int64) * stride_tn + d * stride_td, mask=n < samples, other=ignore_index
+                )
+                valid = target != ignore_index
+                inside = (target >= 0) & (target < classes)
+                if flag_ptr is not None:
+                    tl.store(flag_ptr + lane * 0, True, mask=valid & ~inside)
+                if weight_ptr is not None:
+                    weight = tl.load(weight_ptr + target.to(tl.int64) * stride_w, mask=valid & inside, other=0.0)
+                    share += weight.to(tl.float64)
+                else:
+                    share += (valid & inside).to(tl.float64)
+                valid_rows += valid.to(tl.int64)
+                counts = tl.maximum(counts, valid.to(tl.int32))
+            place = kept + tl.cumsum(counts, 0) - counts
+            tl.store(order_ptr + place, n, mask=counts != 0)
+            kept += tl.sum(counts, 0)
+        ignored = kept
+        for first in range(0, samples, BLOCK):
+            n = first + lane
+            counts = (n < samples).to(tl.int32)
+            for d in range(losses):
+                target = tl.load(
+                    target_ptr + n.to(tl.int64) * stride_tn + d * stride_td, mask=n < samples, other=ignore_index
+                )
+                counts = tl.minimum(counts, (target == ignore_index).to(tl.int32))
+            place = ignored + tl.cumsum(counts, 0) - counts
+            tl.store(order_ptr + place, n, mask=counts != 0)
+            ignored += tl.sum(counts, 0)
+        tl.store(counts_ptr, kept)
+        tl.store(counts_ptr + 1, samples if KEEP_ALL else kept)
+        tl.store(sums_ptr, tl.sum(share, 0))
+        tl.store(sums_ptr + 1, tl.sum(valid_rows, 0).to(tl.float64))
+    else:
+        for first in range(0, samples, BLOCK):
+            n = first + lane
+            tl.store(order_ptr + n, n, mask=n < samples)
+        rows = samples.to(tl.float64) * losses
+        tl.store(counts_ptr, samples)
+        tl.store(counts_ptr + 1, samples)
+        tl.store(sums_ptr, rows)
+        tl.store(sums_ptr + 1, rows)
+
+
+@triton.jit
+def gather_kernel(
+    x_ptr, stride_xn, stride_xk,  # (N, K)
+    order_ptr, counts_ptr,
+    out_ptr,  # (rows, K): the chunk's samples, then zeros
+    start, rows, features,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """The samples of a chunk, one after the other. What the matrix products read beyond the last is made zero."""
+    here = rows_in_chunk(counts_ptr + 1, start, rows)
+    if here > 0:
+        row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+        column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+        n = tl.load(order_ptr + start + row, mask=row < here, other=0).to(tl.int64)
+        inside = column[None, :] < features
+        x = tl.load(
+            x_ptr + n[:, None] * stride_xn + column.to(tl.int64)[None, :] * stride_xk,
+            mask=(row < here)[:, None] & inside,
+            other=0.0,
+        )
+        tl.store(
+            out_ptr + row.to(tl.int64)[:, None] * features + column[None, :], x, mask=(row < rows)[:, None] & inside
+        )
+
+
+@triton.jit
+def class_shares(
+    row_target, weight, inside,  # (rows) or (rows, columns) of probabilities; (columns); (columns)
+    column, classes,
+    LABEL_SMOOTHING: tl.constexpr, INDICES: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """q: how much −log p of each class counts. 0 beyond the last class."""
+    if INDICES:
+        q = tl.where(row_target[:, None] == column[None, :], 1.0 - LABEL_SMOOTHING, 0.0).to(ACC)
+    else:
+        q = row_target.to(ACC) * (1.0 - LABEL_SMOOTHING)
+    if LABEL_SMOOTHING != 0:
+        q += LABEL_SMOOTHING / classes.to(ACC)
+    if weight is not None:
+        q *= weight.to(ACC)[None, :]
+    return tl.where(inside[None, :], q, 0.0)
+
+
+@triton.jit
+def capped(z, SOFTCAP: tl.constexpr):
+    """c·tanh(z/c), and its slope, 1 − tanh²."""
+    # tanh u = (1 − e) / (1 + e) with e = exp(−2|u|), which neither overflows nor stops short of 1.
+    u = z / SOFTCAP
+    e = tl.exp(-2.0 * tl.abs(u))
+    t = (1.0 - e) / (1.0 + e)
+    t = tl.where(u < 0, -t, t)
+    return SOFTCAP * t, 4.0 * e / ((1.0 + e) * (1.0 + e))
+
+
+@triton.jit
+def combine_kernel(
+    tiles_ptr,  # (4, tiles, rows)
+    argmax_tiles_ptr,  # (tiles, rows) or None
+    order_ptr, counts_ptr, sums_ptr,
+    target_ptr, stride_tn,  # (N) class indices of this d; not read if probabilities
+    upstream_ptr, stride_un,  # 0-d, (N) of this d, or None: 1
+    stats_ptr,  # (4, N·D) out
+    losses_ptr,  # (N·D) by place, out, or None: added up later
+    loss_ptr, stride_ln,  # (N) of this d, out, or None
+    max_ptr, log_sum_ptr, argmax_ptr, stride_sn,  # (N) of this d, out, or None
+    start, rows, tiles, samples, losses, d, classes, ignore_index,
+    Z_LOSS: tl.constexpr, INDICES: tl.constexpr, MEAN: tl.constexpr, ROWS: tl.constexpr, TILES: tl.constexpr,
+):  # fmt: skip
+    """The rows' statistics and losses, from those of their tiles."""
+    ACC: tl.constexpr = tiles_ptr.dtype.element_ty
+    here = rows_in_chunk(counts_ptr + 1, start, rows)
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    exists = row < here
+    tile = tl.arange(0, TILES)
+    part = tiles_ptr + tile.to(tl.int64)[None, :] * rows + row[:, None]
+    step = tiles.to(tl.int64) * rows
+
+    top = tl.full((ROWS,), -float("inf"), ACC)
+    for first in range(0, tiles, TILES):
+        inside = exists[:, None] & (first + tile < tiles)[None, :]
+        top = tl.maximum(top, tl.max(tl.load(part + tl.cast(first, tl.int64) * rows, mask=inside, other=-float("inf")), 1))
+    # A maximum of −inf is a sum of nothing: taken for 0, so that −inf − (−inf) makes no NaN before its time.
+    base = tl.where(top == -float("inf"), 0.0, top)
+    total = tl.zeros((ROWS,), ACC)
+    shares = tl.zeros((ROWS,), ACC)
+    weighted = tl.zeros((ROWS,), ACC)  # Σ q·(z − base)
+    for first in range(0, tiles, TILES):
+        inside = exists[:, None] & (first + tile < tiles)[None, :]
+        at = part + tl.cast(first, tl.int64) * rows
+        m = tl.load(at, mask=inside, other=-float("inf"))
+        m = tl.where(m == -float("inf"), 0.0, m)
+        # The sum of a tile of −inf is 0, whatever it is scaled by; 0·inf must not come of it.
+        s = tl.load(at + step, mask=inside, other=0.0)
+        total += tl.sum(tl.where(s == 0, 0.0, s * tl.exp(m - base[:, None])), 1)
+        q = tl.load(at + 2 * step, mask=inside, other=0.0)
+        shares += tl.sum(q, 1)
+        weighted += tl.sum(
+            tl.load(at + 3 * step, mask=inside, other=0.0) + tl.where(q == 0, 0.0, q * (m - base[:, None])), 1
+        )
+    log_sum = tl.where(top == -float("inf"), float("nan"), tl.log(total))
+
+    n = tl.load(order_ptr + start + row, mask=exists, other=0).to(tl.int64)
+    if INDICES:
+        target = tl.load(target_ptr + n * stride_tn, mask=exists, other=ignore_index)
+        valid = exists & (target != ignore_index)
+        poison = valid & ((target < 0) | (target >= classes))
+    else:
+        valid = exists
+        poison = row < 0
+    by_share = tl.cast(1.0, ACC)
+    by_count = tl.cast(1.0, ACC)
+    if MEAN:
+        by_share = tl.load(sums_ptr).to(ACC)
+        by_count = tl.load(sums_ptr + 1).to(ACC)
+    # 0·(−inf) again: a class without a share has no part in the loss.
+    cross = tl.where(shares == 0, 0.0, shares * log_sum) - weighted
+    lse = top + log_sum
+    if losses_ptr is not None or loss_ptr is not None:
+        loss = cross / by_share
+        if Z_LOSS != 0:
+            loss += Z_LOSS * lse * lse / by_count
+        loss = tl.where(valid, tl.where(poison, float("nan"), loss), 0.0)
+        if losses_ptr is not None:
+            tl.store(losses_ptr + (start + row).to(tl.int64) * losses + d, loss, mask=exists)
+        else:
+            tl.store(loss_ptr + n * stride_ln, loss.to(loss_ptr.dtype.element_ty), mask=exists)
+    if max_ptr is not None:
+        tl.store(max_ptr + n * stride_sn, top, mask=exists)
+        tl.store(log_sum_ptr + n * stride_sn, log_sum, mask=exists)
+    if argmax_ptr is not None:  # the first of equal logits; 0 for a row of NaN
+        best = tl.full((ROWS,), classes, tl.int32)
+        for first in range(0, tiles, TILES):
+            inside = exists[:, None] & (first + tile < tiles)[None, :]
+            offset = tl.cast(first, tl.int64) * rows
+            m = tl.load(part + offset, mask=inside, other=-float("inf"))
+            at = argmax_tiles_ptr + (tile.to(tl.int64)[None, :] * rows + row[:, None] + offset)
+            index = tl.load(at, mask=inside, other=classes)
+            best = tl.minimum(best, tl.min(tl.where(inside & (m == top[:, None]), index, classes), 1))
+        tl.store(argmax_ptr + n * stride_sn, tl.where(best == classes, 0, best).to(tl.int64), mask=exists)
+
+    f = tl.full((ROWS,), 1.0, ACC)
+    if upstream_ptr is not None:
+        f = tl.load(upstream_ptr + n * stride_un, mask=exists, other=0.0).to(ACC)
+    mass = f / by_share * shares
+    if Z_LOSS != 0:
+        mass += f / by_count * (2 * Z_LOSS) * lse
+    out = stats_ptr + (start + row).to(tl.int64) * losses + d
+    every = samples.to(tl.int64) * losses
+    tl.store(out, base, mask=exists)
+    tl.store(out + every, log_sum, mask=exists)
+    tl.store(out + 2 * every, f / by_share, mask=exists)
+    tl.store(out + 3 * every, tl.where(poison, float("nan"), mass), mask=exists)
+
+
+@triton.jit
+def gradient_kernel(
+    logits_ptr, stride_lr,  # (rows, columns): the logits from class ``first_class`` on, in; their gradient, out
+    stats_ptr,  # (4, N·D)
+    order_ptr, counts_ptr,
+    target_ptr, stride_tn, stride_tc,  # (N) class indices or (N, C) probabilities, of this d
+    weight_ptr, stride_w,  # (C) or None
+    grad_target_ptr, stride_gn, stride_gc,  # (N, C) of this d, out, or None
+    start, rows, samples, losses, d, classes, first_class, columns, ignore_index,
+    LABEL_SMOOTHING: tl.constexpr, SOFTCAP: tl.constexpr, INDICES: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Logits to gradients in place, p·mass − f·q, through the soft-cap. The rows beyond the last are made zero, for the
+    product over rows that follows; an element is read and written by one thread alone."""
+    ACC: tl.constexpr = stats_ptr.dtype.element_ty
+    here = rows_in_chunk(counts_ptr, start, rows)
+    if here > 0:
+        row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+        column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+        exists, inside = row < here, column < columns
+        c = first_class + column
+        n = tl.load(order_ptr + start + row, mask=exists, other=0).to(tl.int64)
+        stats = stats_ptr + (start + row).to(tl.int64) * losses + d
+        every = samples.to(tl.int64) * losses
+        top = tl.load(stats, mask=exists, other=0.0)
+        log_sum = tl.load(stats + every, mask=exists, other=0.0)
+        f = tl.load(stats + 2 * every, mask=exists, other=0.0)
+        mass = tl.load(stats + 3 * every, mask=exists, other=0.0)
+
+        mask = exists[:, None] & inside[None, :]
+        at = logits_ptr + row.to(tl.int64)[:, None] * stride_lr + column[None, :]
+        z = tl.load(at, mask=mask, other=0.0).to(ACC)
+        if SOFTCAP != 0:
+            z, slope = capped(z, SOFTCAP)
+        weight = None
+        if weight_ptr is not None:
+            weight = tl.load(weight_ptr + c.to(tl.int64) * stride_w, mask=inside, other=0.0)
+        if INDICES:
+            target = tl.load(target_ptr + n * stride_tn, mask=exists, other=ignore_index)
+            valid = exists & (target != ignore_index)
+        else:
+            place = n[:, None] * stride_tn + c.to(tl.int64)[None, :] * stride_tc
+            target = tl.load(target_ptr + place, mask=mask, other=0.0)
+            valid = exists
+        q = class_shares(target, weight, inside, c, classes, LABEL_SMOOTHING, INDICES, ACC)
+        log_p = z - top[:, None] - log_sum[:, None]
+        grad = tl.exp(log_p) * mass[:, None] - f[:, None] * q
+        if SOFTCAP != 0:
+            grad *= slope
+        grad = tl.where(valid[:, None], grad, 0.0)
+        tl.store(at, grad.to(logits_ptr.dtype.element_ty), mask=(row < rows)[:, None] & inside[None, :])
+        if grad_target_ptr is not None:
+            of_target = -(1.0 - LABEL_SMOOTHING) * f[:, None] * log_p
+            if weight_ptr is not None:
+                of_target *= weight.to(ACC)[None, :]
+            at = grad_target_ptr + n[:, None] * stride_gn + c.to(tl.int64)[None, :] * stride_gc
+            tl.store(at, of_target.to(grad_target_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def column_sums_kernel(
+    grad_ptr, stride_gr,  # (rows, columns) of a chunk
+    counts_ptr,
+    sums_ptr, stride_s,  # (columns): added to, or begun
+    start, rows, columns,
+    FIRST: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """The gradient of the bias: a program adds up all rows of its columns, in their order."""
+    ACC: tl.constexpr = sums_ptr.dtype.element_ty
+    here = rows_in_chunk(counts_ptr, start, rows)
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    inside = column < columns
+    total = tl.zeros((ROWS, COLUMNS), ACC)
+    for first in range(0, here, ROWS):
+        row = first + tl.arange(0, ROWS)
+        at = grad_ptr + row.to(tl.int64)[:, None] * stride_gr + column[None, :]
+        total += tl.load(at, mask=(row < here)[:, None] & inside[None, :], other=0.0).to(ACC)
+    out = sums_ptr + column.to(tl.int64) * stride_s
+    result = tl.sum(total, 0)
+    if not FIRST:
+        result += tl.load(out, mask=inside, other=0.0)
+    tl.store(out, result, mask=inside)
+
+
+@triton.jit
+def ignored_kernel(
+    order_ptr, counts_ptr,
+    grad_input_ptr, stride_gn, stride_gk,  # (N, K) or None
+    loss_ptr, stride_ln, stride_ld,  # (N, D) or None
+    samples, losses, features,
+    COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Exact zeros for the samples without a target: program p is of place p."""
+    place = tl.program_id(0)
+    if place >= tl.load(counts_ptr):
+        n = tl.load(order_ptr + place).to(tl.int64)
+        lane = tl.arange(0, COLUMNS)
+        if grad_input_ptr is not None:
+            for first in range(0, features, COLUMNS):
+                k = first + lane
+                zero = tl.zeros((COLUMNS,), grad_input_ptr.dtype.element_ty)
+                tl.store(grad_input_ptr + n * stride_gn + k.to(tl.int64) * stride_gk, zero, mask=k < features)
+        if loss_ptr is not None:
+            for first in range(0, losses, COLUMNS):
+                d = first + lane
+                zero = tl.zeros((COLUMNS,), loss_ptr.dtype.element_ty)
+                tl.store(loss_ptr + n * stride_ln + d.to(tl.int64) * stride_ld, zero, mask=d < losses)
+
+
+@triton.jit
+def total_kernel(losses_ptr, counts_ptr, sums_ptr, loss_ptr, losses, MEAN: tl.constexpr, BLOCK: tl.constexpr):
+    """One program: the sum of the rows' losses, in the order of their places."""
+    count = tl.load(counts_ptr) * losses
+    lane = tl.arange(0, BLOCK)
+    total = tl.zeros((BLOCK,), tl.float64)
+    for first in range(0, count, BLOCK):
+        total += tl.load(losses_ptr + first + lane, mask=first + lane < count, other=0.0).to(tl.float64)
+    result = tl.sum(total, 0)
+    if MEAN:
+        result += 0.0 / tl.load(sums_ptr)  # NaN where there is nothing to take the mean of
+    tl.store(loss_ptr, result.to(loss_ptr.dtype.element_ty))
+
+
+@triton.jit
+def convert_kernel(
+    source_ptr, stride_sr,  # (rows, columns) in the wide dtype
+    out_ptr, stride_or, stride_oc,  # (rows, columns), or (N, columns) by order
+    order_ptr, counts_ptr,  # or None
+    start, rows, columns,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Sums, rounded once; with ``order_ptr`` each to where its sample is."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    exists = row < rows
+    place = row.to(tl.int64)
+    if order_ptr is not None:
+        exists = row < rows_in_chunk(counts_ptr, start, rows)
+        place = tl.load(order_ptr + start + row, mask=exists, other=0).to(tl.int64)
+    inside = exists[:, None] & (column < columns)[None, :]
+    x = tl.load(source_ptr + row.to(tl.int64)[:, None] * stride_sr + column[None, :], mask=inside)
+    out = out_ptr + place[:, None] * stride_or + column.to(tl.int64)[None, :] * stride_oc
+    tl.store(out, x.to(out_ptr.dtype.element_ty), mask=inside)
