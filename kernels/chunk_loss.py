@@ -5,16 +5,19 @@ maps a place in that order to the sample. How many count is known on the device 
 samples with a target, and of those whose logits are wanted (all of them, where statistics are). A sample has D losses; the
 kernels below see one d at a time, whose place is ``place * losses + d``.
 
-Per row of logits four numbers decide everything that follows, and are kept in ``stats_ptr``, an array of (4, N·D): the
-maximum m, the log of the sum above it, the upstream gradient f of −Σ q·log p, and the weight of p in the gradient,
-f·Σq + f_z·2λ·lse. They are put together from what each tile of TILE classes found, in ``tiles_ptr`` (4, tiles, rows):
-its maximum m', Σ exp(z − m'), Σ q and Σ q·(z − m').
+Per row of logits five numbers decide everything that follows, and are kept in ``stats_ptr``, an array of (5, N·D): the
+maximum m, the log of the sum above it, the upstream gradient f of −Σ q·log p, f·Σq, and f_z·2λ·lse, of the z-loss. (Not
+the sum of the last two, which p multiplies both: where p is close to 1, f·Σq·p − f·q all but vanishes, and would take the
+digits of the other with it.) They are put together from what each tile of classes found, in ``tiles_ptr`` (4, tiles,
+rows): its maximum m', Σ exp(z − m'), Σ q and Σ q·(z − m').
 """
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+from .activation import tanh
 
 
 @triton.jit
@@ -121,7 +124,7 @@ def class_shares(
 ):  # fmt: skip
     """q: how much −log p of each class counts. 0 beyond the last class."""
     if INDICES:
-        q = tl.where(row_target[:, None] == column[None, :], 1.0 - LABEL_SMOOTHING, 0.0).to(ACC)
+        q = (row_target[:, None] == column[None, :]).to(ACC) * (1.0 - LABEL_SMOOTHING)
     else:
         q = row_target.to(ACC) * (1.0 - LABEL_SMOOTHING)
     if LABEL_SMOOTHING != 0:
@@ -133,13 +136,8 @@ def class_shares(
 
 @triton.jit
 def capped(z, SOFTCAP: tl.constexpr):
-    """c·tanh(z/c), and its slope, 1 − tanh²."""
-    # tanh u = (1 − e) / (1 + e) with e = exp(−2|u|), which neither overflows nor stops short of 1.
-    u = z / SOFTCAP
-    e = tl.exp(-2.0 * tl.abs(u))
-    t = (1.0 - e) / (1.0 + e)
-    t = tl.where(u < 0, -t, t)
-    return SOFTCAP * t, 4.0 * e / ((1.0 + e) * (1.0 + e))
+    """c·tanh(z/c)."""
+    return SOFTCAP * tanh(z / SOFTCAP)
 
 
 @triton.jit
@@ -149,7 +147,7 @@ def combine_kernel(
     order_ptr, counts_ptr, sums_ptr,
     target_ptr, stride_tn,  # (N) class indices of this d; not read if probabilities
     upstream_ptr, stride_un,  # 0-d, (N) of this d, or None: 1
-    stats_ptr,  # (4, N·D) out
+    stats_ptr,  # (5, N·D) out
     losses_ptr,  # (N·D) by place, out, or None: added up later
     loss_ptr, stride_ln,  # (N) of this d, out, or None
     max_ptr, log_sum_ptr, argmax_ptr, stride_sn,  # (N) of this d, out, or None
@@ -165,15 +163,18 @@ def combine_kernel(
     part = tiles_ptr + tile.to(tl.int64)[None, :] * rows + row[:, None]
     step = tiles.to(tl.int64) * rows
 
-    top = tl.full((ROWS,), -float("inf"), ACC)
+    # A thread goes through the tiles by itself; the threads of a row put their findings together once, at the end.
+    top = tl.full((ROWS, TILES), -float("inf"), ACC)
     for first in range(0, tiles, TILES):
         inside = exists[:, None] & (first + tile < tiles)[None, :]
-        top = tl.maximum(top, tl.max(tl.load(part + tl.cast(first, tl.int64) * rows, mask=inside, other=-float("inf")), 1))
+        m = tl.load(part + tl.cast(first, tl.int64) * rows, mask=inside, other=-float("inf"))
+        top = tl.where(m > top, m, top)
+    top = tl.max(top, 1)
     # A maximum of −inf is a sum of nothing: taken for 0, so that −inf − (−inf) makes no NaN before its time.
     base = tl.where(top == -float("inf"), 0.0, top)
-    total = tl.zeros((ROWS,), ACC)
-    shares = tl.zeros((ROWS,), ACC)
-    weighted = tl.zeros((ROWS,), ACC)  # Σ q·(z − base)
+    total = tl.zeros((ROWS, TILES), ACC)
+    shares = tl.zeros((ROWS, TILES), ACC)
+    weighted = tl.zeros((ROWS, TILES), ACC)  # Σ q·(z − base)
     for first in range(0, tiles, TILES):
         inside = exists[:, None] & (first + tile < tiles)[None, :]
         at = part + tl.cast(first, tl.int64) * rows
@@ -181,12 +182,11 @@ def combine_kernel(
         m = tl.where(m == -float("inf"), 0.0, m)
         # The sum of a tile of −inf is 0, whatever it is scaled by; 0·inf must not come of it.
         s = tl.load(at + step, mask=inside, other=0.0)
-        total += tl.sum(tl.where(s == 0, 0.0, s * tl.exp(m - base[:, None])), 1)
+        total += tl.where(s == 0, 0.0, s * tl.exp(m - base[:, None]))
         q = tl.load(at + 2 * step, mask=inside, other=0.0)
-        shares += tl.sum(q, 1)
-        weighted += tl.sum(
-            tl.load(at + 3 * step, mask=inside, other=0.0) + tl.where(q == 0, 0.0, q * (m - base[:, None])), 1
-        )
+        shares += q
+        weighted += tl.load(at + 3 * step, mask=inside, other=0.0) + tl.where(q == 0, 0.0, q * (m - base[:, None]))
+    total, shares, weighted = tl.sum(total, 1), tl.sum(shares, 1), tl.sum(weighted, 1)
     log_sum = tl.where(top == -float("inf"), float("nan"), tl.log(total))
 
     n = tl.load(order_ptr + start + row, mask=exists, other=0).to(tl.int64)
@@ -218,43 +218,44 @@ def combine_kernel(
         tl.store(max_ptr + n * stride_sn, top, mask=exists)
         tl.store(log_sum_ptr + n * stride_sn, log_sum, mask=exists)
     if argmax_ptr is not None:  # the first of equal logits; 0 for a row of NaN
-        best = tl.full((ROWS,), classes, tl.int32)
+        best = tl.full((ROWS, TILES), 0, tl.int32) + classes
         for first in range(0, tiles, TILES):
             inside = exists[:, None] & (first + tile < tiles)[None, :]
             offset = tl.cast(first, tl.int64) * rows
             m = tl.load(part + offset, mask=inside, other=-float("inf"))
             at = argmax_tiles_ptr + (tile.to(tl.int64)[None, :] * rows + row[:, None] + offset)
             index = tl.load(at, mask=inside, other=classes)
-            best = tl.minimum(best, tl.min(tl.where(inside & (m == top[:, None]), index, classes), 1))
+            best = tl.minimum(best, tl.where(inside & (m == top[:, None]), index, classes))
+        best = tl.min(best, 1)
         tl.store(argmax_ptr + n * stride_sn, tl.where(best == classes, 0, best).to(tl.int64), mask=exists)
 
     f = tl.full((ROWS,), 1.0, ACC)
     if upstream_ptr is not None:
         f = tl.load(upstream_ptr + n * stride_un, mask=exists, other=0.0).to(ACC)
-    mass = f / by_share * shares
-    if Z_LOSS != 0:
-        mass += f / by_count * (2 * Z_LOSS) * lse
     out = stats_ptr + (start + row).to(tl.int64) * losses + d
     every = samples.to(tl.int64) * losses
     tl.store(out, base, mask=exists)
     tl.store(out + every, log_sum, mask=exists)
     tl.store(out + 2 * every, f / by_share, mask=exists)
-    tl.store(out + 3 * every, tl.where(poison, float("nan"), mass), mask=exists)
+    tl.store(out + 3 * every, tl.where(poison, float("nan"), f / by_share * shares), mask=exists)
+    if Z_LOSS != 0:
+        tl.store(out + 4 * every, f / by_count * (2 * Z_LOSS) * lse, mask=exists)
 
 
 @triton.jit
 def gradient_kernel(
-    logits_ptr, stride_lr,  # (rows, columns): the logits from class ``first_class`` on, in; their gradient, out
-    stats_ptr,  # (4, N·D)
+    logits_ptr, grad_ptr, stride_lr,  # (rows, columns) in the same memory: logits above their tile's maximum, gradients
+    tiles_ptr,  # (tiles, rows): the maxima
+    stats_ptr,  # (5, N·D)
     order_ptr, counts_ptr,
     target_ptr, stride_tn, stride_tc,  # (N) class indices or (N, C) probabilities, of this d
     weight_ptr, stride_w,  # (C) or None
     grad_target_ptr, stride_gn, stride_gc,  # (N, C) of this d, out, or None
     start, rows, samples, losses, d, classes, first_class, columns, ignore_index,
-    LABEL_SMOOTHING: tl.constexpr, SOFTCAP: tl.constexpr, INDICES: tl.constexpr,
+    Z_LOSS: tl.constexpr, LABEL_SMOOTHING: tl.constexpr, SOFTCAP: tl.constexpr, INDICES: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Logits to gradients in place, p·mass − f·q, through the soft-cap. The rows beyond the last are made zero, for the
+    """Logits to gradients in place, p·mass − f·q, through the soft-cap; a program is of one tile. The rows beyond the last are made zero, for the
     product over rows that follows; an element is read and written by one thread alone."""
     ACC: tl.constexpr = stats_ptr.dtype.element_ty
     here = rows_in_chunk(counts_ptr, start, rows)
@@ -272,10 +273,10 @@ def gradient_kernel(
         mass = tl.load(stats + 3 * every, mask=exists, other=0.0)
 
         mask = exists[:, None] & inside[None, :]
-        at = logits_ptr + row.to(tl.int64)[:, None] * stride_lr + column[None, :]
-        z = tl.load(at, mask=mask, other=0.0).to(ACC)
-        if SOFTCAP != 0:
-            z, slope = capped(z, SOFTCAP)
+        offset = row.to(tl.int64)[:, None] * stride_lr + column[None, :]
+        above = tl.load(logits_ptr + offset, mask=mask, other=0.0).to(ACC)
+        base = tl.load(tiles_ptr + tl.program_id(1).to(tl.int64) * rows + row, mask=exists, other=0.0)
+        base = tl.where(base == -float("inf"), 0.0, base)
         weight = None
         if weight_ptr is not None:
             weight = tl.load(weight_ptr + c.to(tl.int64) * stride_w, mask=inside, other=0.0)
@@ -287,12 +288,16 @@ def gradient_kernel(
             target = tl.load(target_ptr + place, mask=mask, other=0.0)
             valid = exists
         q = class_shares(target, weight, inside, c, classes, LABEL_SMOOTHING, INDICES, ACC)
-        log_p = z - top[:, None] - log_sum[:, None]
-        grad = tl.exp(log_p) * mass[:, None] - f[:, None] * q
+        log_p = above + (base - top - log_sum)[:, None]
+        p = tl.exp(log_p)
+        grad = p * mass[:, None] - f[:, None] * q
+        if Z_LOSS != 0:
+            grad += p * tl.load(stats + 4 * every, mask=exists, other=0.0)[:, None]
         if SOFTCAP != 0:
-            grad *= slope
+            t = (above + base[:, None]) / SOFTCAP
+            grad *= 1.0 - t * t
         grad = tl.where(valid[:, None], grad, 0.0)
-        tl.store(at, grad.to(logits_ptr.dtype.element_ty), mask=(row < rows)[:, None] & inside[None, :])
+        tl.store(grad_ptr + offset, grad.to(grad_ptr.dtype.element_ty), mask=(row < rows)[:, None] & inside[None, :])
         if grad_target_ptr is not None:
             of_target = -(1.0 - LABEL_SMOOTHING) * f[:, None] * log_p
             if weight_ptr is not None:

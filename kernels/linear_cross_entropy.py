@@ -59,7 +59,7 @@ def plan(
     wide = max(4, itemsize)
     logits = _padded(classes, itemsize) * itemsize if gradients else 0
     per_row = features * itemsize + logits + 5 * wide * triton.cdiv(classes, tile) + wide * features * (losses > 1)
-    room = WORKSPACE - samples * (4 + 5 * losses * wide)
+    room = WORKSPACE - samples * (4 + 6 * losses * wide)
     chunk = min(max(1, samples), _rounded(room / per_row))
     if not grad_weight or itemsize == wide or chunk >= samples:
         return Plan(chunk, False, 0, 0)
@@ -91,27 +91,27 @@ def _padded(classes: int, itemsize: int) -> int:
 def finish_tile(
     acc, first_row, first_column, bias_ptr, stride_b, logits_ptr, stride_lr, tiles_ptr, argmax_tiles_ptr, order_ptr,
     target_ptr, stride_tn, stride_tc, weight_ptr, stride_weight, start, here, rows, columns, classes,
-    LABEL_SMOOTHING: tl.constexpr, SOFTCAP: tl.constexpr, INDICES: tl.constexpr, ACC: tl.constexpr,
-    DTYPE: tl.constexpr, BLOCK_M: tl.constexpr, TILE: tl.constexpr,
+    STATISTICS: tl.constexpr, LABEL_SMOOTHING: tl.constexpr, SOFTCAP: tl.constexpr, INDICES: tl.constexpr,
+    BLOCK_M: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """The logits of a tile to memory, and its rows' maximum, Σ exp(z − m), Σ q and Σ q·(z − m)."""
+    """The logits of a tile to memory, above its rows' maxima, and what it has to say of its rows."""
+    ACC: tl.constexpr = acc.dtype
     row, column = first_row + tl.arange(0, BLOCK_M), first_column + tl.arange(0, TILE)
     exists, inside = (row < here) & (first_column < columns), column < columns
     if bias_ptr is not None:
         bias = tl.load(bias_ptr + column.to(tl.int64) * stride_b, mask=inside, other=0.0)
         acc += bias.to(ACC)[None, :]
-    # The loss is that of the logits as they are kept: with them, p of a row adds up to 1.
-    logits = acc.to(DTYPE)
+    if SOFTCAP != 0:
+        acc = chunk_loss.capped(acc, SOFTCAP)
+    z = tl.where(inside[None, :], acc, -float("inf"))
+    top = tl.max(z, 1)
+    above = z - tl.where(top == -float("inf"), 0.0, top)[:, None]
+    out = tiles_ptr + (first_column // TILE).to(tl.int64) * rows + row
+    tl.store(out, top, mask=exists)
     if logits_ptr is not None:
         at = logits_ptr + row.to(tl.int64)[:, None] * stride_lr + column[None, :]
-        tl.store(at, logits, mask=exists[:, None] & inside[None, :])
-    if tiles_ptr is not None:
-        z = logits.to(ACC)
-        if SOFTCAP != 0:
-            z, _ = chunk_loss.capped(z, SOFTCAP)
-        z = tl.where(inside[None, :], z, -float("inf"))
-        top = tl.max(z, 1)
-        base = tl.where(top == -float("inf"), 0.0, top)
+        tl.store(at, above.to(logits_ptr.dtype.element_ty), mask=exists[:, None] & inside[None, :])
+    if STATISTICS:
         n = tl.load(order_ptr + start + row, mask=exists, other=0).to(tl.int64)
         if INDICES:
             target = tl.load(target_ptr + n * stride_tn, mask=exists, other=-1)
@@ -122,10 +122,7 @@ def finish_tile(
         if weight_ptr is not None:
             weight = tl.load(weight_ptr + column.to(tl.int64) * stride_weight, mask=inside, other=0.0)
         q = chunk_loss.class_shares(target, weight, inside, column, classes, LABEL_SMOOTHING, INDICES, ACC)
-        above = z - base[:, None]
-        out = tiles_ptr + (first_column // TILE).to(tl.int64) * rows + row
         step = tl.cdiv(columns, TILE).to(tl.int64) * rows
-        tl.store(out, top, mask=exists)
         tl.store(out + step, tl.sum(tl.exp(above), 1), mask=exists)
         tl.store(out + 2 * step, tl.sum(q, 1), mask=exists)
         tl.store(out + 3 * step, tl.sum(tl.where(q == 0, 0.0, q * above), 1), mask=exists)
@@ -141,14 +138,14 @@ def logits_kernel(
     w, w_rows, w_columns,  # (columns, K): likewise
     bias_ptr, stride_b,  # (columns) or None
     logits_ptr, stride_lr,  # (rows, columns) out, or None
-    tiles_ptr,  # (4, tiles, rows) out, or None
+    tiles_ptr,  # (4, tiles, rows) out, the maxima alone if not STATISTICS
     argmax_tiles_ptr,  # (tiles, rows) out, or None
     order_ptr, counts_ptr,
     target_ptr, stride_tn, stride_tc,  # (N) class indices or (N, C) probabilities, of this d
     weight_ptr, stride_weight,  # (C) or None
     start, rows, columns, features, classes,
-    LABEL_SMOOTHING: tl.constexpr, SOFTCAP: tl.constexpr, INDICES: tl.constexpr, ACC: tl.constexpr,
-    DTYPE: tl.constexpr, PRECISION: tl.constexpr, BULK: tl.constexpr, X_ALONG_K: tl.constexpr,
+    STATISTICS: tl.constexpr, LABEL_SMOOTHING: tl.constexpr, SOFTCAP: tl.constexpr, INDICES: tl.constexpr,
+    ACC: tl.constexpr, PRECISION: tl.constexpr, BULK: tl.constexpr, X_ALONG_K: tl.constexpr,
     W_ALONG_K: tl.constexpr, ALIGN: tl.constexpr, PIECES: tl.constexpr, GROUP: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -172,7 +169,7 @@ def logits_kernel(
             finish_tile(
                 acc, first_row, first_column, bias_ptr, stride_b, logits_ptr, stride_lr, tiles_ptr, argmax_tiles_ptr,
                 order_ptr, target_ptr, stride_tn, stride_tc, weight_ptr, stride_weight, start, here, rows, columns,
-                classes, LABEL_SMOOTHING, SOFTCAP, INDICES, ACC, DTYPE, BLOCK_M, BLOCK_N,
+                classes, STATISTICS, LABEL_SMOOTHING, SOFTCAP, INDICES, BLOCK_M, BLOCK_N,
             )  # fmt: skip
         else:  # half of the tile at a time: all of it does not fit into the registers beside its statistics
             TILE: tl.constexpr = BLOCK_N // 2
@@ -180,12 +177,12 @@ def logits_kernel(
             finish_tile(
                 left, first_row, first_column, bias_ptr, stride_b, logits_ptr, stride_lr, tiles_ptr, argmax_tiles_ptr,
                 order_ptr, target_ptr, stride_tn, stride_tc, weight_ptr, stride_weight, start, here, rows, columns,
-                classes, LABEL_SMOOTHING, SOFTCAP, INDICES, ACC, DTYPE, BLOCK_M, TILE,
+                classes, STATISTICS, LABEL_SMOOTHING, SOFTCAP, INDICES, BLOCK_M, TILE,
             )  # fmt: skip
             finish_tile(
                 right, first_row, first_column + TILE, bias_ptr, stride_b, logits_ptr, stride_lr, tiles_ptr,
                 argmax_tiles_ptr, order_ptr, target_ptr, stride_tn, stride_tc, weight_ptr, stride_weight, start, here,
-                rows, columns, classes, LABEL_SMOOTHING, SOFTCAP, INDICES, ACC, DTYPE, BLOCK_M, TILE,
+                rows, columns, classes, STATISTICS, LABEL_SMOOTHING, SOFTCAP, INDICES, BLOCK_M, TILE,
             )  # fmt: skip
 
 
@@ -239,9 +236,9 @@ def linear_cross_entropy_workspace(
         "order": ((max(1, c.samples),), "int32"),
         "counts": ((2,), "int32"),
         "sums": ((2,), "float64"),
-        "stats": ((4, c.samples * c.losses), wide),
+        "stats": ((5, c.samples * c.losses), wide),
         "x": ((p.chunk, c.features), dtype),
-        "tiles": ((4, tiles, p.chunk), wide),
+        "tiles": ((max(4 * tiles * p.chunk, triton.cdiv(p.block, c.config.tile) * p.block_chunk),), wide),
     }
     if loss is not None and o.reduction != "none":
         buffers["losses"] = ((c.samples * c.losses,), wide)
@@ -349,7 +346,7 @@ class _Run:
         strides = t.strides if c.indices else (0, 0)
         launch(
             chunk_loss.prepare_kernel, (1,), t, *strides, self.weight, self.stride_w, self.order, self.counts, self.sums,
-            flag, c.samples, c.losses, c.classes, self.ignore_index, INDICES=c.indices, KEEP_ALL=keep_all, BLOCK=1024,
+            flag, c.samples, c.losses, c.classes, self.ignore_index, INDICES=c.indices, KEEP_ALL=keep_all, BLOCK=512,
             num_warps=4,
         )  # fmt: skip
 
@@ -378,12 +375,18 @@ class _Run:
         pitch = _padded(classes, self.call.x.dtype.itemsize)
         return self.buffers["logits"].viewed((rows, classes), (pitch, 1))
 
+    def _kept(self, rows: int, classes: int) -> View:
+        """The same memory before the gradients are made. Logits of 16-bit inputs are float16 above their tile's maximum:
+        what counts in a row is close to it, and float16 is the finer there, by far."""
+        logits = self._logits(rows, classes)
+        return replace(logits, dtype=DType("float16")) if logits.dtype.itemsize == 2 else logits
+
     def logits(self, start: int, rows: int, d: int, first: int, classes: int, made: _Made, statistics: bool) -> None:
         """x Wᵀ + b of the chunk and of ``classes`` classes from ``first`` on."""
         c, config = self.call, self.call.config
         x, w = self._x(rows), c.weight.select(1, d).narrow(0, first, classes)
         bias = None if self.bias is None else self.bias.select(1, d).narrow(0, first, classes)
-        out = self._logits(rows, classes) if c.gradients else None
+        out = self._kept(rows, classes) if c.gradients else None
         target, stride_tn, stride_tc = self._target(d)
         operands = [matrix(x), matrix(w)]
         along = [m.columns.is_dense for m in operands]
@@ -402,11 +405,11 @@ class _Run:
             logits_kernel, (min(tiles, chip_of(c.x).multiprocessors),),
             x_arg, *((None, None) if bulk else operands[0][1:]), w_arg, *((None, None) if bulk else operands[1][1:]),
             bias, 0 if bias is None else bias.strides[0], out, 0 if out is None else out.strides[0],
-            self.buffers["tiles"] if statistics else None,
+            self.buffers["tiles"],
             self.buffers["argmax_tiles"] if statistics and made.argmax is not None else None,
             self.order, self.counts, target, stride_tn, stride_tc, self.weight, self.stride_w,
-            start, rows, classes, c.features, c.classes, **self.q, ACC=getattr(tl, c.wide.name),
-            DTYPE=getattr(tl, c.x.dtype.name), PRECISION="tf32" if c.tf32 else "ieee", BULK=bulk is not None,
+            start, rows, classes, c.features, c.classes, STATISTICS=statistics, **self.q, ACC=getattr(tl, c.wide.name),
+            PRECISION="tf32" if c.tf32 else "ieee", BULK=bulk is not None,
             X_ALONG_K=along[0], W_ALONG_K=along[1], ALIGN=1 if bulk else _alignment(operands, along, None, False), PIECES=config.pieces,
             GROUP=config.group, BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k,
             num_warps=config.warps, num_stages=config.stages,
@@ -434,15 +437,16 @@ class _Run:
 
     def gradient(self, start: int, rows: int, d: int, first: int, classes: int, grad_target: View | None) -> None:
         """The chunk's logits become their gradients."""
-        c, logits = self.call, self._logits(rows, classes)
+        c, logits, tile = self.call, self._logits(rows, classes), self.call.config.tile
         target, stride_tn, stride_tc = self._target(d)
         of_target = None if grad_target is None else grad_target.select(2, d)
-        grid = (triton.cdiv(rows, 8), triton.cdiv(classes, 512))
+        grid = (triton.cdiv(rows, 4096 // tile), triton.cdiv(classes, tile))
         launch(
-            chunk_loss.gradient_kernel, grid, logits, logits.strides[0], self.buffers["stats"], self.order, self.counts,
+            chunk_loss.gradient_kernel, grid, self._kept(rows, classes), logits, logits.strides[0], self.buffers["tiles"],
+            self.buffers["stats"], self.order, self.counts,
             target, stride_tn, stride_tc, self.weight, self.stride_w, of_target,
             *((0, 0) if of_target is None else of_target.strides), start, rows, c.samples, c.losses, d, c.classes, first,
-            classes, self.ignore_index, **self.q, ROWS=8, COLUMNS=512, num_warps=4,
+            classes, self.ignore_index, Z_LOSS=c.o.z_loss, **self.q, ROWS=4096 // tile, COLUMNS=tile, num_warps=4,
         )  # fmt: skip
 
     def grad_input(self, start: int, rows: int, d: int, out: View) -> None:
