@@ -117,6 +117,15 @@ def gather_kernel(
 
 
 @triton.jit
+def smoothing(weight, inside, classes, LABEL_SMOOTHING: tl.constexpr, ACC: tl.constexpr):
+    """What label smoothing gives to each class, (columns): a part of 1, times its weight. 0 beyond the last class."""
+    each = inside.to(ACC) * (LABEL_SMOOTHING / classes.to(ACC))
+    if weight is not None:
+        each *= weight.to(ACC)
+    return each
+
+
+@triton.jit
 def class_shares(
     row_target, weight, inside,  # (rows) or (rows, columns) of probabilities; (columns); (columns)
     column, classes,

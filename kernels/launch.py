@@ -8,6 +8,7 @@ stream of the library that owns the arrays, on the arrays' device.
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 import threading
 from collections.abc import Iterator
@@ -111,11 +112,16 @@ def view(x: Any) -> View:
     """A torch tensor, CuPy array or NumPy array as a View; a View is itself."""
     if isinstance(x, View):
         return x
-    dtype = DType(str(x.dtype).rpartition(".")[2])
+    dtype = _dtype(x.dtype)
     if hasattr(x, "data_ptr"):  # torch
         return View(x.data_ptr(), dtype, tuple(x.shape), tuple(x.stride()), x)
-    address = x.data.ptr if hasattr(x.data, "ptr") else x.__array_interface__["data"][0]
+    address = x.__array_interface__["data"][0] if hasattr(x, "__array_interface__") else x.data.ptr
     return View(address, dtype, x.shape, tuple(s // dtype.itemsize for s in x.strides), x)
+
+
+@functools.cache
+def _dtype(theirs: Any) -> DType:
+    return DType(str(theirs).rpartition(".")[2])
 
 
 def optional(x: Any) -> View | None:
@@ -198,13 +204,16 @@ def chip_of(x: View) -> Chip:
     Raises:
         RuntimeError: the memory is the CPU's, or the chip is one that the kernels are not made for.
     """
-    if interpreting():
-        return INTERPRETED
-    index = _device_index(x.owner)
-    _start_driver()
+    return INTERPRETED if interpreting() else _chip(*_place_of(x.owner))
+
+
+_chips: dict[int, Chip] = {}
+
+
+def _chip(library: _Library, index: int) -> Chip:
     if index not in _chips:
-        driver = triton.runtime.driver.active
-        with _current_device(index):
+        with _launching_on(library, index):
+            driver = triton.runtime.driver.active
             target = driver.get_current_target()
             count = driver.utils.get_device_properties(index)["multiprocessor_count"]
         name = f"sm_{target.arch}" if target.backend == "cuda" else str(target.arch)
@@ -214,45 +223,95 @@ def chip_of(x: View) -> Chip:
     return _chips[index]
 
 
-_chips: dict[int, Chip] = {}
+class _Torch:
+    """What a launch asks an array library, answered by torch."""
+
+    @staticmethod
+    def current_device() -> int:
+        return int(sys.modules["torch"].cuda.current_device())
+
+    @staticmethod
+    def set_device(index: int) -> None:
+        sys.modules["torch"].cuda.set_device(index)
+
+    @staticmethod
+    def capability(index: int) -> tuple[int, int]:
+        return sys.modules["torch"].cuda.get_device_capability(index)
+
+    @staticmethod
+    def stream(index: int) -> int:
+        return int(sys.modules["torch"]._C._cuda_getCurrentRawStream(index))
 
 
-def _library(owner: Any) -> str:
-    return type(owner).__module__.partition(".")[0]
+class _Cupy:
+    """The same, answered by CuPy."""
+
+    @staticmethod
+    def current_device() -> int:
+        return int(sys.modules["cupy"].cuda.runtime.getDevice())
+
+    @staticmethod
+    def set_device(index: int) -> None:
+        sys.modules["cupy"].cuda.runtime.setDevice(index)
+
+    @staticmethod
+    def capability(index: int) -> tuple[int, int]:
+        major, minor = divmod(int(sys.modules["cupy"].cuda.Device(index).compute_capability), 10)
+        return major, minor
+
+    @staticmethod
+    def stream(index: int) -> int:
+        return int(sys.modules["cupy"].cuda.get_current_stream(index).ptr)
 
 
-def _device_index(owner: Any) -> int:
-    """The number of the GPU that an array lies on."""
-    device = getattr(owner, "device", None)
-    if _library(owner) == "torch" and device.type == "cuda":
-        return int(device.index)
-    if _library(owner) == "cupy":
-        return int(device.id)
+_Library = type[_Torch] | type[_Cupy]
+
+
+def _place_of(owner: Any) -> tuple[_Library, int]:
+    """The library that an array is of, and the number of the GPU that it lies on."""
+    torch, cupy = sys.modules.get("torch"), sys.modules.get("cupy")
+    if torch is not None and isinstance(owner, torch.Tensor) and owner.device.type == "cuda":
+        return _Torch, int(owner.device.index)
+    if cupy is not None and isinstance(owner, cupy.ndarray):
+        return _Cupy, int(owner.device.id)
     raise RuntimeError(
         f"the Triton kernels need arrays on a GPU, got {type(owner).__module__}.{type(owner).__qualname__} in memory "
         "of the CPU; TRITON_INTERPRET=1 runs them there"
     )
 
 
-def _stream_of(owner: Any, index: int) -> int:
-    """The handle of the array library's current stream."""
-    if _library(owner) == "torch":
-        return int(sys.modules["torch"].cuda.current_stream(index).cuda_stream)
-    return int(sys.modules["cupy"].cuda.get_current_stream(index).ptr)
-
-
 class _Launching(threading.local):
-    stream: tuple[int, int] | None = None  # (device, stream) of the launch that is under way
+    library: _Library | None = None  # whose arrays the launch that is under way is about
 
 
 _launching = _Launching()
+
+
+@contextlib.contextmanager
+def _launching_on(library: _Library, index: int) -> Iterator[None]:
+    """Inside, device ``index`` is current, and Triton asks the library for the stream."""
+    _start_driver()
+    outer, _launching.library = _launching.library, library
+    try:
+        before = library.current_device()
+        if before == index:
+            yield
+            return
+        library.set_device(index)
+        try:
+            yield
+        finally:
+            library.set_device(before)
+    finally:
+        _launching.library = outer
 
 
 def _start_driver() -> None:
     """Make Triton's driver one that takes the stream from the arrays.
 
     Its own imports torch (3.6, 3.7), and knows torch's stream only if torch came first (3.9): kernels on CuPy arrays
-    under a CuPy stream would race with it. Launches of other people's kernels get what they had from Triton's own.
+    under a CuPy stream would race with it. Other people's kernels go to torch's current stream where there is a torch
+    for GPUs, as they did; without one, to CuPy's.
     """
     from triton.backends.nvidia import driver as nvidia
 
@@ -266,54 +325,32 @@ def _start_driver() -> None:
 
 
 class _TakesStream:
-    """The part of the driver that tells of devices and streams, from torch if it is there and from CuPy if not."""
+    """The part of the driver that tells of devices and streams, as the library knows them whose arrays are at work."""
 
     def __init__(self) -> None:
         from triton.backends.nvidia import driver as nvidia
 
         self.utils, self.launcher_cls = nvidia.CudaUtils(), nvidia.CudaLauncher
 
-    def get_current_device(self) -> int:
+    @staticmethod
+    def _library() -> _Library:
+        if _launching.library is not None:
+            return _launching.library
         torch = sys.modules.get("torch")
-        return int(torch.cuda.current_device() if torch else _cupy().runtime.getDevice())
+        # A torch for the CPU alone may be there for other reasons, and knows no device.
+        return _Torch if torch is not None and torch.version.cuda is not None else _Cupy
+
+    def get_current_device(self) -> int:
+        return self._library().current_device()
 
     def set_current_device(self, index: int) -> None:
-        torch = sys.modules.get("torch")
-        if torch:
-            torch.cuda.set_device(index)
-        else:
-            _cupy().runtime.setDevice(index)
+        self._library().set_device(index)
 
     def get_device_capability(self, index: int) -> tuple[int, int]:
-        torch = sys.modules.get("torch")
-        if torch:
-            return torch.cuda.get_device_capability(index)
-        major, minor = divmod(int(_cupy().Device(index).compute_capability), 10)
-        return major, minor
+        return self._library().capability(index)
 
     def get_current_stream(self, index: int) -> int:
-        if _launching.stream is not None and _launching.stream[0] == index:
-            return _launching.stream[1]
-        torch = sys.modules.get("torch")
-        return int(torch._C._cuda_getCurrentRawStream(index) if torch else _cupy().get_current_stream(index).ptr)
-
-
-def _cupy() -> Any:
-    return sys.modules["cupy"].cuda
-
-
-@contextlib.contextmanager
-def _current_device(index: int) -> Iterator[None]:
-    driver = triton.runtime.driver.active
-    before = driver.get_current_device()
-    if before == index:
-        yield
-        return
-    driver.set_current_device(index)
-    try:
-        yield
-    finally:
-        driver.set_current_device(before)
+        return self._library().stream(index)
 
 
 # --- the launch -------------------------------------------------------------------------------------------------------
@@ -324,6 +361,9 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> 
 
     ``args`` are Views, descriptors, numbers, tuples of them, and None, in the kernel's order; ``constants`` are its
     constexprs and Triton's options (num_warps, num_stages). An empty grid launches nothing.
+
+    Raises:
+        RuntimeError: as ``chip_of`` does.
     """
     if 0 in grid:
         return
@@ -334,16 +374,17 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> 
             args = tuple(map(interpreter._implicit_cvt, args))
         kernel[grid](*args, **constants)
         return
-    owner = next(v for v in map(_view_in, args) if v is not None).owner
-    index = _device_index(owner)
-    _start_driver()
-    before, _launching.stream = _launching.stream, (index, _stream_of(owner, index))
-    try:
-        with _current_device(index):
-            kernel[grid](*args, **constants)
-    finally:
-        _launching.stream = before
+    library, index = _place_of(next(_views_in(args)).owner)
+    _chip(library, index)  # refuses what the kernels are not made for
+    with _launching_on(library, index):
+        kernel[grid](*args, **constants)
 
 
-def _view_in(arg: Any) -> View | None:
-    return arg if isinstance(arg, View) else arg.base if isinstance(arg, TensorDescriptor) else None
+def _views_in(args: tuple[Any, ...]) -> Iterator[View]:
+    for arg in args:
+        if isinstance(arg, View):
+            yield arg
+        elif hasattr(arg, "block_shape"):  # a tensor descriptor, of Triton or of Gluon
+            yield arg.base
+        elif isinstance(arg, tuple):
+            yield from _views_in(arg)

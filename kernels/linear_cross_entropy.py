@@ -34,7 +34,7 @@ import triton.language as tl
 
 from . import chunk_loss, configs
 from .launch import DType, View, chip_of, descriptor, launch, optional, view
-from .matmul import _alignment, bulk_product, matmul, matrix, pointer_product, tile_at
+from .matmul import _alignment, bulk_product, cut, matmul, matrix, pointer_product, tile_at
 from .matmul import _as_bulk as as_bulk
 
 WORKSPACE = 256 << 20  # bytes
@@ -113,19 +113,33 @@ def finish_tile(
         tl.store(at, above.to(logits_ptr.dtype.element_ty), mask=exists[:, None] & inside[None, :])
     if STATISTICS:
         n = tl.load(order_ptr + start + row, mask=exists, other=0).to(tl.int64)
+        weight = None
+        if weight_ptr is not None and (LABEL_SMOOTHING != 0 or not INDICES):
+            weight = tl.load(weight_ptr + column.to(tl.int64) * stride_weight, mask=inside, other=0.0)
+        step = tl.cdiv(columns, TILE).to(tl.int64) * rows
+        tl.store(out + step, tl.sum(tl.exp(above), 1), mask=exists)
         if INDICES:
+            # Per row what can be: a tile of q would be made in a layout of its own, and take as long as the product.
             target = tl.load(target_ptr + n * stride_tn, mask=exists, other=-1)
+            hit = (target >= first_column) & (target < first_column + TILE) & (target < columns)
+            target = tl.where(hit, target, -1).to(tl.int32)
+            shares = hit.to(ACC) * (1.0 - LABEL_SMOOTHING)
+            if weight_ptr is not None:
+                shares *= tl.load(weight_ptr + target.to(tl.int64) * stride_weight, mask=exists & hit, other=0.0).to(ACC)
+            picked = tl.sum(tl.where(column[None, :] == target[:, None], above, 0.0), 1)
+            weighted = tl.where(shares == 0, 0.0, shares * picked)
+            if LABEL_SMOOTHING != 0:
+                each = chunk_loss.smoothing(weight, inside, classes, LABEL_SMOOTHING, ACC)
+                shares += tl.sum(each, 0)
+                weighted += tl.sum(tl.where(each[None, :] == 0, 0.0, each[None, :] * above), 1)
         else:
             place = n[:, None] * stride_tn + column.to(tl.int64)[None, :] * stride_tc
             target = tl.load(target_ptr + place, mask=exists[:, None] & inside[None, :], other=0.0)
-        weight = None
-        if weight_ptr is not None:
-            weight = tl.load(weight_ptr + column.to(tl.int64) * stride_weight, mask=inside, other=0.0)
-        q = chunk_loss.class_shares(target, weight, inside, column, classes, LABEL_SMOOTHING, INDICES, ACC)
-        step = tl.cdiv(columns, TILE).to(tl.int64) * rows
-        tl.store(out + step, tl.sum(tl.exp(above), 1), mask=exists)
-        tl.store(out + 2 * step, tl.sum(q, 1), mask=exists)
-        tl.store(out + 3 * step, tl.sum(tl.where(q == 0, 0.0, q * above), 1), mask=exists)
+            q = chunk_loss.class_shares(target, weight, inside, column, classes, LABEL_SMOOTHING, INDICES, ACC)
+            shares = tl.sum(q, 1)
+            weighted = tl.sum(tl.where(q == 0, 0.0, q * above), 1)
+        tl.store(out + 2 * step, shares, mask=exists)
+        tl.store(out + 3 * step, weighted, mask=exists)
         if argmax_tiles_ptr is not None:
             best = tl.min(tl.where(z == top[:, None], column[None, :], columns), 1)
             at = argmax_tiles_ptr + (first_column // TILE).to(tl.int64) * rows + row
@@ -165,25 +179,14 @@ def logits_kernel(
                 x, x_rows, x_columns, w, None, w_rows, w_columns, first_row, first_column, rows, columns, features,
                 BLOCK_M, BLOCK_N, BLOCK_K, X_ALONG_K, W_ALONG_K, ALIGN, ACC, PRECISION,
             )  # fmt: skip
-        if PIECES == 1:
+        pieces = cut(acc, PIECES)
+        for i in tl.static_range(PIECES):  # one after the other: all of a large tile leaves the statistics no registers
             finish_tile(
-                acc, first_row, first_column, bias_ptr, stride_b, logits_ptr, stride_lr, tiles_ptr, argmax_tiles_ptr,
-                order_ptr, target_ptr, stride_tn, stride_tc, weight_ptr, stride_weight, start, here, rows, columns,
-                classes, STATISTICS, LABEL_SMOOTHING, SOFTCAP, INDICES, BLOCK_M, BLOCK_N,
+                pieces[i], first_row, first_column, bias_ptr, stride_b, logits_ptr, stride_lr, tiles_ptr,
+                argmax_tiles_ptr, order_ptr, target_ptr, stride_tn, stride_tc, weight_ptr, stride_weight, start, here, rows,
+                columns, classes, STATISTICS, LABEL_SMOOTHING, SOFTCAP, INDICES, BLOCK_M, BLOCK_N // PIECES,
             )  # fmt: skip
-        else:  # half of the tile at a time: all of it does not fit into the registers beside its statistics
-            TILE: tl.constexpr = BLOCK_N // 2
-            left, right = tl.split(tl.permute(tl.reshape(acc, (BLOCK_M, 2, TILE)), (0, 2, 1)))
-            finish_tile(
-                left, first_row, first_column, bias_ptr, stride_b, logits_ptr, stride_lr, tiles_ptr, argmax_tiles_ptr,
-                order_ptr, target_ptr, stride_tn, stride_tc, weight_ptr, stride_weight, start, here, rows, columns,
-                classes, STATISTICS, LABEL_SMOOTHING, SOFTCAP, INDICES, BLOCK_M, TILE,
-            )  # fmt: skip
-            finish_tile(
-                right, first_row, first_column + TILE, bias_ptr, stride_b, logits_ptr, stride_lr, tiles_ptr,
-                argmax_tiles_ptr, order_ptr, target_ptr, stride_tn, stride_tc, weight_ptr, stride_weight, start, here,
-                rows, columns, classes, STATISTICS, LABEL_SMOOTHING, SOFTCAP, INDICES, BLOCK_M, TILE,
-            )  # fmt: skip
+            first_column += BLOCK_N // PIECES
 
 
 # --- the call ---------------------------------------------------------------------------------------------------------
@@ -199,7 +202,7 @@ class _Call:
         self.indices = target.ndim == 2
         self.wide = DType("float64" if x.dtype.name == "float64" else "float32")
         self.tf32, self.gradients = tf32, gradients
-        self.config = configs.logits(chip_of(x).name, x.dtype.itemsize)
+        self.config = configs.logits(chip_of(x).name, x.dtype.itemsize, self.indices)
         self.plan = plan(
             self.samples, self.classes, self.losses, self.features, x.dtype.itemsize, self.config.tile,
             gradients=gradients, grad_weight=grad_weight,
@@ -440,13 +443,14 @@ class _Run:
         c, logits, tile = self.call, self._logits(rows, classes), self.call.config.tile
         target, stride_tn, stride_tc = self._target(d)
         of_target = None if grad_target is None else grad_target.select(2, d)
-        grid = (triton.cdiv(rows, 4096 // tile), triton.cdiv(classes, tile))
+        height = max(1, (1024 if c.x.dtype.itemsize == 8 else 2048) // tile)  # 16 elements a thread; 8 of float64
+        grid = (triton.cdiv(rows, height), triton.cdiv(classes, tile))
         launch(
             chunk_loss.gradient_kernel, grid, self._kept(rows, classes), logits, logits.strides[0], self.buffers["tiles"],
             self.buffers["stats"], self.order, self.counts,
             target, stride_tn, stride_tc, self.weight, self.stride_w, of_target,
             *((0, 0) if of_target is None else of_target.strides), start, rows, c.samples, c.losses, d, c.classes, first,
-            classes, self.ignore_index, Z_LOSS=c.o.z_loss, **self.q, ROWS=4096 // tile, COLUMNS=tile, num_warps=4,
+            classes, self.ignore_index, Z_LOSS=c.o.z_loss, **self.q, ROWS=height, COLUMNS=tile, num_warps=4,
         )  # fmt: skip
 
     def grad_input(self, start: int, rows: int, d: int, out: View) -> None:
