@@ -6,9 +6,10 @@ samples with a target, and of those whose logits are wanted (all of them, where 
 kernels below see one d at a time, whose place is ``place * losses + d``.
 
 Per row of logits five numbers decide everything that follows, and are kept in ``stats_ptr``, an array of (5, N·D): the
-maximum m, the log of the sum above it, the upstream gradient f of −Σ q·log p, f·Σq, and f_z·2λ·lse, of the z-loss. (Not
-the sum of the last two, which p multiplies both: where p is close to 1, f·Σq·p − f·q all but vanishes, and would take the
-digits of the other with it.) They are put together from what each tile of classes found, in ``tiles_ptr`` (4, tiles,
+maximum m, the log of the sum S above it, the upstream gradient f of −Σ q·log p, f·Σq/S, and f_z·2λ·lse/S, of the z-loss.
+(Not the sum of the last two, which exp(z − m) multiplies both: where p is close to 1, f·Σq·p − f·q all but vanishes, and
+would take the digits of the other with it. And not p from its logarithm, which would cost p as many digits as −log p
+has.) They are put together from what each tile of classes found, in ``tiles_ptr`` (4, tiles,
 rows): its maximum m', Σ exp(z − m'), Σ q and Σ q·(z − m').
 """
 
@@ -246,9 +247,9 @@ def combine_kernel(
     tl.store(out, base, mask=exists)
     tl.store(out + every, log_sum, mask=exists)
     tl.store(out + 2 * every, f / by_share, mask=exists)
-    tl.store(out + 3 * every, tl.where(poison, float("nan"), f / by_share * shares), mask=exists)
+    tl.store(out + 3 * every, tl.where(poison, float("nan"), f / by_share * (shares / total)), mask=exists)
     if Z_LOSS != 0:
-        tl.store(out + 4 * every, f / by_count * (2 * Z_LOSS) * lse, mask=exists)
+        tl.store(out + 4 * every, f / by_count * (2 * Z_LOSS) * (lse / total), mask=exists)
 
 
 @triton.jit
@@ -264,7 +265,7 @@ def gradient_kernel(
     Z_LOSS: tl.constexpr, LABEL_SMOOTHING: tl.constexpr, SOFTCAP: tl.constexpr, INDICES: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Logits to gradients in place, p·mass − f·q, through the soft-cap; a program is of one tile. The rows beyond the last are made zero, for the
+    """Logits to gradients in place, f·(Σq·p − q) and the z-loss's, through the soft-cap; a program is of one tile. The rows beyond the last are made zero, for the
     product over rows that follows; an element is read and written by one thread alone."""
     ACC: tl.constexpr = stats_ptr.dtype.element_ty
     here = rows_in_chunk(counts_ptr, start, rows)
@@ -277,7 +278,6 @@ def gradient_kernel(
         stats = stats_ptr + (start + row).to(tl.int64) * losses + d
         every = samples.to(tl.int64) * losses
         top = tl.load(stats, mask=exists, other=0.0)
-        log_sum = tl.load(stats + every, mask=exists, other=0.0)
         f = tl.load(stats + 2 * every, mask=exists, other=0.0)
         mass = tl.load(stats + 3 * every, mask=exists, other=0.0)
 
@@ -297,8 +297,8 @@ def gradient_kernel(
             target = tl.load(target_ptr + place, mask=mask, other=0.0)
             valid = exists
         q = class_shares(target, weight, inside, c, classes, LABEL_SMOOTHING, INDICES, ACC)
-        log_p = above + (base - top - log_sum)[:, None]
-        p = tl.exp(log_p)
+        below_top = above + (base - top)[:, None]
+        p = tl.exp(below_top)  # times S
         grad = p * mass[:, None] - f[:, None] * q
         if Z_LOSS != 0:
             grad += p * tl.load(stats + 4 * every, mask=exists, other=0.0)[:, None]
@@ -308,7 +308,8 @@ def gradient_kernel(
         grad = tl.where(valid[:, None], grad, 0.0)
         tl.store(grad_ptr + offset, grad.to(grad_ptr.dtype.element_ty), mask=(row < rows)[:, None] & inside[None, :])
         if grad_target_ptr is not None:
-            of_target = -(1.0 - LABEL_SMOOTHING) * f[:, None] * log_p
+            log_sum = tl.load(stats + every, mask=exists, other=0.0)
+            of_target = -(1.0 - LABEL_SMOOTHING) * f[:, None] * (below_top - log_sum[:, None])
             if weight_ptr is not None:
                 of_target *= weight.to(ACC)[None, :]
             at = grad_target_ptr + n[:, None] * stride_gn + c.to(tl.int64)[None, :] * stride_gc

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ml_dtypes
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from kinds import KINDS, laid_out, make, values
-from test_contract import BACKENDS
+from test_contract import BACKENDS, running_on
 
 import tilegrad as tg
 import tilegrad.nn.functional as F
@@ -22,8 +22,8 @@ RECORDED = ("Tensor", "torch")  # the kinds with gradients
 
 
 @pytest.fixture(params=BACKENDS, autouse=True)
-def backend(request: pytest.FixtureRequest) -> Any:
-    with tg.backend(request.param):
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    with running_on(request.param):
         yield request.param
 
 
