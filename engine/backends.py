@@ -350,7 +350,8 @@ def nll_loss(logp: Any, target: Any, weight: Any, o: LossOptions) -> Any:
 def nll_loss_backward(upstream: Any, logp: Any, target: Any, weight: Any, o: LossOptions) -> Any:
     """The gradient of the log-probabilities."""
     grad = _empty_like(logp)
-    _run("nll_loss_backward", upstream, logp, target, weight, o, grad=grad)
+    if 0 not in grad.shape:
+        _run("nll_loss_backward", upstream, logp, target, weight, o, grad=grad)
     return grad
 
 
@@ -391,7 +392,8 @@ def cross_entropy_backward(
 ) -> tuple[Any, Any]:
     """The gradients of logits and of class probabilities, each as ``needs`` says."""
     grad, grad_target = _empty_like(logits, needs[0]), _empty_like(target, needs[1])
-    _run("cross_entropy_backward", upstream, logits, target, weight, lse, o, grad=grad, grad_target=grad_target)
+    if 0 not in logits.shape:
+        _run("cross_entropy_backward", upstream, logits, target, weight, lse, o, grad=grad, grad_target=grad_target)
     return grad, grad_target
 
 
