@@ -450,7 +450,7 @@ def logsumexp_of(lse: Any) -> Any:
 
 
 def scaled(grad: Any, upstream: Any) -> Any:
-    """A gradient that a forward pass made, times the scalar upstream gradient that came: in place, since it was made to be
+    """A gradient that a forward pass made, times the scalar upstream gradient that came: in place, as it was made to be
     handed over. Where the factor is 1 the gradient is not gone over again; on a GPU that is found out on the device."""
     if grad is None or 0 in grad.shape or (_on_cpu(upstream) and bool(upstream == 1)):
         return grad

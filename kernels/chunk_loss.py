@@ -1,16 +1,16 @@
 """The loss of a chunk of logits, for linear_cross_entropy.py: everything there that is not a matrix product.
 
-Samples are worked on in an order of their own, the ignored ones last, so that those never reach a product; ``order_ptr``
-maps a place in that order to the sample. How many count is known on the device only: ``counts_ptr`` holds the number of
-samples with a target, and of those whose logits are wanted (all of them, where statistics are). A sample has D losses; the
-kernels below see one d at a time, whose place is ``place * losses + d``.
+Samples are worked on in an order of their own, the ignored ones last, so that those never reach a product;
+``order_ptr`` maps a place in that order to the sample. How many count is known on the device only: ``counts_ptr`` holds
+the number of samples with a target, and of those whose logits are wanted (all of them, where statistics are). A sample
+has D losses; the kernels below see one d at a time, whose place is ``place * losses + d``.
 
 Per row of logits five numbers decide everything that follows, and are kept in ``stats_ptr``, an array of (5, N·D): the
-maximum m, the log of the sum S above it, the upstream gradient f of −Σ q·log p, f·Σq/S, and f_z·2λ·lse/S, of the z-loss.
-(Not the sum of the last two, which exp(z − m) multiplies both: where p is close to 1, f·Σq·p − f·q all but vanishes, and
-would take the digits of the other with it. And not p from its logarithm, which would cost p as many digits as −log p
-has.) They are put together from what each tile of classes found, in ``tiles_ptr`` (4, tiles,
-rows): its maximum m', Σ exp(z − m'), Σ q and Σ q·(z − m').
+maximum m, the log of the sum S above it, the upstream gradient f of −Σ q·log p, f·Σq/S, and the z-loss's f_z·2λ·lse/S.
+(Not the sum of the last two, which exp(z − m) multiplies both: where p is close to 1, f·Σq·p − f·q all but vanishes,
+and would take the digits of the other with it. And not p from its logarithm, which would cost p as many digits as −log p
+has.) They are put together from what each tile of classes found, in ``tiles_ptr`` (4, tiles, rows): its maximum m',
+Σ exp(z − m'), Σ q and Σ q·(z − m').
 """
 
 from __future__ import annotations
@@ -265,8 +265,11 @@ def gradient_kernel(
     Z_LOSS: tl.constexpr, LABEL_SMOOTHING: tl.constexpr, SOFTCAP: tl.constexpr, INDICES: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Logits to gradients in place, f·(Σq·p − q) and the z-loss's, through the soft-cap; a program is of one tile. The rows beyond the last are made zero, for the
-    product over rows that follows; an element is read and written by one thread alone."""
+    """Logits to gradients in place, f·(Σq·p − q) and the z-loss's, through the soft-cap; a program is of one tile.
+
+    The rows beyond the last are made zero, for the product over rows that follows. An element is read and written by one
+    thread alone.
+    """
     ACC: tl.constexpr = stats_ptr.dtype.element_ty
     here = rows_in_chunk(counts_ptr, start, rows)
     if here > 0:

@@ -9,15 +9,16 @@ The samples come in chunks. For each chunk, and each of a sample's D losses:
 4. ``gradient_kernel`` turns the logits into their gradient, in place;
 5. two matrix products make the gradients of the input, and, added up in float32 over the chunks, of the weight.
 
-With N samples, C classes, K features, D losses a sample, e bytes an element and a bytes an accumulator (4, or 8 for
-float64), the work and the traffic of one call with both gradients are
+With N samples, C classes, K features, D losses a sample, e bytes an element and a bytes a sum (4, or 8 for float64), the
+work and the traffic of one call with both gradients are
 
-    2·N·D·K·C × 3 FLOPs,   N·D·C × 8e bytes of logits (written, turned into gradients, read by two products) + O(N·K + C·K)
+    2·N·D·K·C × 3 FLOPs
+    N·D·C × 5e bytes of logits (written; read and turned into gradients; read by two products) + O(N·K + C·K)
 
 and the workspace is, beside O(N·D), R·(C + K)·e for chunks of R samples, plus a·C·D·K where the gradient of the weight
-has no room for sums over chunks in its own 16 bits. If that does not fit into WORKSPACE, the samples are gone over twice:
-for the loss and the gradient of the input, then, a block of classes at a time, for the gradient of the weight. That is a
-fourth product (8·N·D·K·C FLOPs), for sums that are float32 all the same.
+has no room for sums over chunks in its own 16 bits. If that does not fit into WORKSPACE, the samples are gone over
+twice: for the loss and the gradient of the input, then, a block of classes at a time, for the gradient of the weight.
+That is a fourth product (8·N·D·K·C FLOPs), for sums that are float32 all the same.
 
 The method is Liger Kernel's (Hsu et al. 2024, "Liger Kernel: Efficient Triton Kernels for LLM Training"), with the
 statistics of the loss taken in the product's epilogue as in Cut Cross-Entropy (Wijmans et al. 2024, "Cut Your Losses in
@@ -33,9 +34,10 @@ import triton
 import triton.language as tl
 
 from . import chunk_loss, configs
+from .chunk_logits import logits_kernel
 from .launch import DType, View, chip_of, descriptor, launch, optional, view
-from .matmul import _alignment, bulk_product, cut, matmul, matrix, pointer_product, tile_at
-from .matmul import _as_bulk as as_bulk
+from .matmul import matmul
+from .operands import alignment, as_bulk, matrix
 
 WORKSPACE = 256 << 20  # bytes
 ROWS = 128  # a chunk is a multiple of this: the tallest tile of a product
@@ -66,8 +68,8 @@ def plan(
     with_sums = (room - wide * classes * losses * features) / per_row
     if with_sums >= FEWEST_ROWS:
         return Plan(_rounded(with_sums), True, 0, 0)
-    # The second pass lives in what held the first one's logits: half of it for a block's sums, half for chunks of samples
-    # and their logits.
+    # The second pass lives in what held the first one's logits: half of it for a block's sums, half for chunks of
+    # samples and their logits.
     half = chunk * logits / 2
     block = min(classes, _rounded(half / (wide * features)))
     block_chunk = min(samples, _rounded(half / ((features + _padded(block, itemsize)) * itemsize)))
@@ -82,111 +84,6 @@ def _rounded(rows: float) -> int:
 def _padded(classes: int, itemsize: int) -> int:
     """Rows of logits begin on 16 bytes, as bulk copies ask."""
     return triton.cdiv(classes * itemsize, 16) * 16 // itemsize
-
-
-# --- the logits of a chunk --------------------------------------------------------------------------------------------
-
-
-@triton.jit
-def finish_tile(
-    acc, first_row, first_column, bias_ptr, stride_b, logits_ptr, stride_lr, tiles_ptr, argmax_tiles_ptr, order_ptr,
-    target_ptr, stride_tn, stride_tc, weight_ptr, stride_weight, start, here, rows, columns, classes,
-    STATISTICS: tl.constexpr, LABEL_SMOOTHING: tl.constexpr, SOFTCAP: tl.constexpr, INDICES: tl.constexpr,
-    BLOCK_M: tl.constexpr, TILE: tl.constexpr,
-):  # fmt: skip
-    """The logits of a tile to memory, above its rows' maxima, and what it has to say of its rows."""
-    ACC: tl.constexpr = acc.dtype
-    row, column = first_row + tl.arange(0, BLOCK_M), first_column + tl.arange(0, TILE)
-    exists, inside = (row < here) & (first_column < columns), column < columns
-    if bias_ptr is not None:
-        bias = tl.load(bias_ptr + column.to(tl.int64) * stride_b, mask=inside, other=0.0)
-        acc += bias.to(ACC)[None, :]
-    if SOFTCAP != 0:
-        acc = chunk_loss.capped(acc, SOFTCAP)
-    z = tl.where(inside[None, :], acc, -float("inf"))
-    top = tl.max(z, 1)
-    above = z - tl.where(top == -float("inf"), 0.0, top)[:, None]
-    out = tiles_ptr + (first_column // TILE).to(tl.int64) * rows + row
-    tl.store(out, top, mask=exists)
-    if logits_ptr is not None:
-        at = logits_ptr + row.to(tl.int64)[:, None] * stride_lr + column[None, :]
-        tl.store(at, above.to(logits_ptr.dtype.element_ty), mask=exists[:, None] & inside[None, :])
-    if STATISTICS:
-        n = tl.load(order_ptr + start + row, mask=exists, other=0).to(tl.int64)
-        weight = None
-        if weight_ptr is not None and (LABEL_SMOOTHING != 0 or not INDICES):
-            weight = tl.load(weight_ptr + column.to(tl.int64) * stride_weight, mask=inside, other=0.0)
-        step = tl.cdiv(columns, TILE).to(tl.int64) * rows
-        tl.store(out + step, tl.sum(tl.exp(above), 1), mask=exists)
-        if INDICES:
-            # Per row what can be: a tile of q would be made in a layout of its own, and take as long as the product.
-            target = tl.load(target_ptr + n * stride_tn, mask=exists, other=-1)
-            hit = (target >= first_column) & (target < first_column + TILE) & (target < columns)
-            target = tl.where(hit, target, -1).to(tl.int32)
-            shares = hit.to(ACC) * (1.0 - LABEL_SMOOTHING)
-            if weight_ptr is not None:
-                shares *= tl.load(weight_ptr + target.to(tl.int64) * stride_weight, mask=exists & hit, other=0.0).to(ACC)
-            picked = tl.sum(tl.where(column[None, :] == target[:, None], above, 0.0), 1)
-            weighted = tl.where(shares == 0, 0.0, shares * picked)
-            if LABEL_SMOOTHING != 0:
-                each = chunk_loss.smoothing(weight, inside, classes, LABEL_SMOOTHING, ACC)
-                shares += tl.sum(each, 0)
-                weighted += tl.sum(tl.where(each[None, :] == 0, 0.0, each[None, :] * above), 1)
-        else:
-            place = n[:, None] * stride_tn + column.to(tl.int64)[None, :] * stride_tc
-            target = tl.load(target_ptr + place, mask=exists[:, None] & inside[None, :], other=0.0)
-            q = chunk_loss.class_shares(target, weight, inside, column, classes, LABEL_SMOOTHING, INDICES, ACC)
-            shares = tl.sum(q, 1)
-            weighted = tl.sum(tl.where(q == 0, 0.0, q * above), 1)
-        tl.store(out + 2 * step, shares, mask=exists)
-        tl.store(out + 3 * step, weighted, mask=exists)
-        if argmax_tiles_ptr is not None:
-            best = tl.min(tl.where(z == top[:, None], column[None, :], columns), 1)
-            at = argmax_tiles_ptr + (first_column // TILE).to(tl.int64) * rows + row
-            tl.store(at, best, mask=exists)
-
-
-@triton.jit
-def logits_kernel(
-    x, x_rows, x_columns,  # (rows, K): a descriptor; or a pointer and its axes
-    w, w_rows, w_columns,  # (columns, K): likewise
-    bias_ptr, stride_b,  # (columns) or None
-    logits_ptr, stride_lr,  # (rows, columns) out, or None
-    tiles_ptr,  # (4, tiles, rows) out, the maxima alone if not STATISTICS
-    argmax_tiles_ptr,  # (tiles, rows) out, or None
-    order_ptr, counts_ptr,
-    target_ptr, stride_tn, stride_tc,  # (N) class indices or (N, C) probabilities, of this d
-    weight_ptr, stride_weight,  # (C) or None
-    start, rows, columns, features, classes,
-    STATISTICS: tl.constexpr, LABEL_SMOOTHING: tl.constexpr, SOFTCAP: tl.constexpr, INDICES: tl.constexpr,
-    ACC: tl.constexpr, PRECISION: tl.constexpr, BULK: tl.constexpr, X_ALONG_K: tl.constexpr,
-    W_ALONG_K: tl.constexpr, ALIGN: tl.constexpr, PIECES: tl.constexpr, GROUP: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """The logits of a chunk, and what each tile of classes says of its rows' losses."""
-    here = chunk_loss.rows_in_chunk(counts_ptr + 1, start, rows)
-    tiles_m, tiles_n = tl.cdiv(here, BLOCK_M), tl.cdiv(columns, BLOCK_N)
-    for tile in range(tl.program_id(0), tiles_m * tiles_n, tl.num_programs(0)):
-        at_m, at_n = tile_at(tile, tiles_m, tiles_n, GROUP)
-        first_row, first_column = at_m * BLOCK_M, at_n * BLOCK_N
-        if BULK:
-            acc, _ = bulk_product(
-                x, w, None, first_row, first_column, features,
-                BLOCK_M, BLOCK_N, BLOCK_K, X_ALONG_K, W_ALONG_K, ACC, PRECISION,
-            )  # fmt: skip
-        else:
-            acc, _ = pointer_product(
-                x, x_rows, x_columns, w, None, w_rows, w_columns, first_row, first_column, rows, columns, features,
-                BLOCK_M, BLOCK_N, BLOCK_K, X_ALONG_K, W_ALONG_K, ALIGN, ACC, PRECISION,
-            )  # fmt: skip
-        pieces = cut(acc, PIECES)
-        for i in tl.static_range(PIECES):  # one after the other: all of a large tile leaves the statistics no registers
-            finish_tile(
-                pieces[i], first_row, first_column, bias_ptr, stride_b, logits_ptr, stride_lr, tiles_ptr,
-                argmax_tiles_ptr, order_ptr, target_ptr, stride_tn, stride_tc, weight_ptr, stride_weight, start, here, rows,
-                columns, classes, STATISTICS, LABEL_SMOOTHING, SOFTCAP, INDICES, BLOCK_M, BLOCK_N // PIECES,
-            )  # fmt: skip
-            first_column += BLOCK_N // PIECES
 
 
 # --- the call ---------------------------------------------------------------------------------------------------------
@@ -330,7 +227,9 @@ class _Made(NamedTuple):
 class _Run:
     """The launches of a call, each named after what it makes."""
 
-    def __init__(self, call: _Call, buffers: dict[str, View], bias: View | None, weight: View | None, upstream: View | None):
+    def __init__(
+        self, call: _Call, buffers: dict[str, View], bias: View | None, weight: View | None, upstream: View | None
+    ):
         self.call, self.buffers, self.bias, self.weight, self.upstream = call, buffers, bias, weight, upstream
         self.order, self.counts, self.sums = (buffers[k] for k in ("order", "counts", "sums"))
         o = call.o
@@ -348,8 +247,8 @@ class _Run:
         c, t = self.call, self.call.target
         strides = t.strides if c.indices else (0, 0)
         launch(
-            chunk_loss.prepare_kernel, (1,), t, *strides, self.weight, self.stride_w, self.order, self.counts, self.sums,
-            flag, c.samples, c.losses, c.classes, self.ignore_index, INDICES=c.indices, KEEP_ALL=keep_all, BLOCK=512,
+            chunk_loss.prepare_kernel, (1,), t, *strides, self.weight, self.stride_w, self.order, self.counts,
+            self.sums, flag, c.samples, c.losses, c.classes, self.ignore_index, INDICES=c.indices, KEEP_ALL=keep_all, BLOCK=512,
             num_warps=4,
         )  # fmt: skip
 
@@ -379,8 +278,8 @@ class _Run:
         return self.buffers["logits"].viewed((rows, classes), (pitch, 1))
 
     def _kept(self, rows: int, classes: int) -> View:
-        """The same memory before the gradients are made. Logits of 16-bit inputs are float16 above their tile's maximum:
-        what counts in a row is close to it, and float16 is the finer there, by far."""
+        """The same memory before the gradients are made. Logits of 16-bit inputs are float16 above their tile's
+        maximum: what counts in a row is close to it, and float16 is the finer there, by far."""
         logits = self._logits(rows, classes)
         return replace(logits, dtype=DType("float16")) if logits.dtype.itemsize == 2 else logits
 
@@ -413,8 +312,8 @@ class _Run:
             self.order, self.counts, target, stride_tn, stride_tc, self.weight, self.stride_w,
             start, rows, classes, c.features, c.classes, STATISTICS=statistics, **self.q, ACC=getattr(tl, c.wide.name),
             PRECISION="tf32" if c.tf32 else "ieee", BULK=bulk is not None,
-            X_ALONG_K=along[0], W_ALONG_K=along[1], ALIGN=1 if bulk else _alignment(operands, along, None, False), PIECES=config.pieces,
-            GROUP=config.group, BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k,
+            X_ALONG_K=along[0], W_ALONG_K=along[1], ALIGN=1 if bulk else alignment(operands, along),
+            PIECES=config.pieces, GROUP=config.group, BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k,
             num_warps=config.warps, num_stages=config.stages,
         )  # fmt: skip
 
@@ -431,8 +330,8 @@ class _Run:
         top, log_sum = (None, None) if made.lse is None else (made.lse.select(0, i).select(1, d) for i in (0, 1))
         argmax = None if made.argmax is None else made.argmax.select(1, d)
         launch(
-            chunk_loss.combine_kernel, (triton.cdiv(rows, 32),), self.buffers["tiles"], self.buffers.get("argmax_tiles"),
-            self.order, self.counts, self.sums, target, stride_tn, upstream, stride_un, self.buffers["stats"],
+            chunk_loss.combine_kernel, (triton.cdiv(rows, 32),), self.buffers["tiles"],
+            self.buffers.get("argmax_tiles"), self.order, self.counts, self.sums, target, stride_tn, upstream, stride_un, self.buffers["stats"],
             self.buffers.get("losses"), loss, 0 if loss is None else loss.strides[0], top, log_sum, argmax, c.losses,
             start, rows, triton.cdiv(c.classes, c.config.tile), c.samples, c.losses, d, c.classes, self.ignore_index,
             Z_LOSS=c.o.z_loss, INDICES=c.indices, MEAN=mean, ROWS=32, TILES=32, num_warps=4,
@@ -446,11 +345,11 @@ class _Run:
         height = max(1, (1024 if c.x.dtype.itemsize == 8 else 2048) // tile)  # 16 elements a thread; 8 of float64
         grid = (triton.cdiv(rows, height), triton.cdiv(classes, tile))
         launch(
-            chunk_loss.gradient_kernel, grid, self._kept(rows, classes), logits, logits.strides[0], self.buffers["tiles"],
-            self.buffers["stats"], self.order, self.counts,
+            chunk_loss.gradient_kernel, grid, self._kept(rows, classes), logits, logits.strides[0],
+            self.buffers["tiles"], self.buffers["stats"], self.order, self.counts,
             target, stride_tn, stride_tc, self.weight, self.stride_w, of_target,
-            *((0, 0) if of_target is None else of_target.strides), start, rows, c.samples, c.losses, d, c.classes, first,
-            classes, self.ignore_index, Z_LOSS=c.o.z_loss, **self.q, ROWS=height, COLUMNS=tile, num_warps=4,
+            *((0, 0) if of_target is None else of_target.strides), start, rows, c.samples, c.losses, d, c.classes,
+            first, classes, self.ignore_index, Z_LOSS=c.o.z_loss, **self.q, ROWS=height, COLUMNS=tile, num_warps=4,
         )  # fmt: skip
 
     def grad_input(self, start: int, rows: int, d: int, out: View) -> None:
@@ -493,8 +392,8 @@ class _Run:
         sums = self.buffers.get("grad_bias", out).select(1, d)
         logits = self._logits(rows, self.call.classes)
         launch(
-            chunk_loss.column_sums_kernel, (triton.cdiv(self.call.classes, 64),), logits, logits.strides[0], self.counts,
-            sums, sums.strides[0], start, rows, self.call.classes, FIRST=start == 0, ROWS=64, COLUMNS=64, num_warps=4,
+            chunk_loss.column_sums_kernel, (triton.cdiv(self.call.classes, 64),), logits, logits.strides[0],
+            self.counts, sums, sums.strides[0], start, rows, self.call.classes, FIRST=start == 0, ROWS=64, COLUMNS=64, num_warps=4,
         )  # fmt: skip
 
     def finish(self, made: _Made) -> None:

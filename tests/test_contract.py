@@ -73,8 +73,8 @@ class Judge:
     """Errors against float64, beside torch's on the same inputs."""
 
     def __init__(self, dtype: str):
-        # Rounding a wider result to the dtype is an error of up to half a unit in the last place, computing in the dtype
-        # itself one of a whole unit: below that there is nothing to compare.
+        # Rounding a wider result to the dtype is an error of up to half a unit in the last place, computing in the
+        # dtype itself one of a whole unit: below that there is nothing to compare.
         self.least = EPS[dtype] / (1 if dtype == "float32" else 2)
         self.exact = dtype == "float64"
         self.ratios: list[float] = []

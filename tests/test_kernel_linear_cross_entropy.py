@@ -13,12 +13,11 @@ import torch
 import truth
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from kinds import DTYPES, as_torch, laid_out, values
+from kinds import DTYPES, as_torch, values
 from sanitizer import Sanitizer
 from test_contract import linear_cross_entropy_case
 
 import tilegrad as tg
-import tilegrad.nn.functional as F
 from tilegrad import backends
 from tilegrad.backends import LossOptions
 from tilegrad.kernels.launch import DType, View
@@ -105,9 +104,7 @@ def test_any_shape_layout_and_option(data: st.DataObject) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("losses", [1, 2])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_the_cut_does_not_show(
-    dtype: str, losses: int, reduction: str, small_workspace: Callable[..., None]
-) -> None:
+def test_the_cut_does_not_show(dtype: str, losses: int, reduction: str, small_workspace: Callable[..., None]) -> None:
     problem = Problem(200, 24, 100, dtype, losses)
     problem.target[[3, 40, 141]] = -100
     whole, _ = problem.run(o=LossOptions(reduction))
@@ -118,7 +115,7 @@ def test_the_cut_does_not_show(
         small_workspace(size, rows=64)
         cut, san = problem.run(o=LossOptions(reduction))
         gathered.append(sum(launch.name == "gather_kernel" for launch in san.launches))
-        for what, a, e, error in zip("loss dX dW".split(), (cut.loss, *cut.grads[:2]), expected, errors, strict=True):
+        for what, a, e, error in zip(["loss", "dX", "dW"], (cut.loss, *cut.grads[:2]), expected, errors, strict=True):
             # Sums over chunks that were kept in 16 bits would be worse by far.
             assert worst(a, e) <= 1.1 * error + 1e-6, (size, what)
     assert 1 < gathered[0] <= gathered[1]
@@ -139,6 +136,7 @@ def test_sums_over_chunks_are_wide(small_workspace: Callable[..., None]) -> None
 
 
 # --- what it costs ----------------------------------------------------------------------------------------------------
+
 
 def nowhere(dtype: str, *shape: int) -> View:
     """An array without memory."""
@@ -199,7 +197,14 @@ def test_the_logits_are_never_stored_for_the_loss_alone() -> None:
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize(
     ("n", "k", "c"),
-    [(8192, 4096, 128256), (65536, 8192, 262144), (16384, 768, 50257), (1024, 64, 1000), (4096, 5120, 152064), (1, 8, 9)],
+    [
+        (8192, 4096, 128256),
+        (65536, 8192, 262144),
+        (16384, 768, 50257),
+        (1024, 64, 1000),
+        (4096, 5120, 152064),
+        (1, 8, 9),
+    ],
 )
 def test_workspace_is_within_the_limit(dtype: str, n: int, k: int, c: int) -> None:
     x, w = nowhere(dtype, n, k), nowhere(dtype, c, 1, k)
@@ -219,7 +224,8 @@ def test_workspace_and_bytes_follow_the_formula(small_workspace: Callable[..., N
     # Logits: written, read and written by the gradient, read by two products.
     logits = 2 * N * C
     moved = {name: sum(x.read + x.written for x in san.launches if x.name == name) for name in names(san)}
-    assert moved["gradient_kernel"] == pytest.approx(2 * logits, rel=0.1)
+    tile = 64  # classes, of which a maximum of 4 bytes is kept a row
+    assert moved["gradient_kernel"] == pytest.approx(2 * logits + 4 * N * C / tile, rel=0.05)
     assert moved["gather_kernel"] == pytest.approx(4 * N * K, rel=0.1)
 
 

@@ -254,7 +254,7 @@ def _cross_entropy_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor
 
 
 def _handed_over(grad: Tensor, upstream: Tensor) -> Tensor:
-    """A gradient made in the forward pass, for the upstream gradient that came. Compiled graphs may run more than once, so
+    """A gradient made in the forward pass, for the upstream gradient that came. Compiled graphs may run more than once:
     there it is left as it is."""
     return grad * upstream if torch.compiler.is_compiling() else backends.scaled(grad, upstream)
 
