@@ -8,9 +8,9 @@ has D losses; the kernels below see one d at a time, whose place is ``place * lo
 Per row of logits five numbers decide everything that follows, and are kept in ``stats_ptr``, an array of (5, N·D): the
 maximum m, the log of the sum S above it, the upstream gradient f of −Σ q·log p, f·Σq/S, and the z-loss's f_z·2λ·lse/S.
 (Not the sum of the last two, which exp(z − m) multiplies both: where p is close to 1, f·Σq·p − f·q all but vanishes,
-and would take the digits of the other with it. And not p from its logarithm, which would cost p as many digits as −log p
-has.) They are put together from what each tile of classes found, in ``tiles_ptr`` (4, tiles, rows): its maximum m',
-Σ exp(z − m'), Σ q and Σ q·(z − m').
+and would take the digits of the other with it. And not p from its logarithm, which would cost p as many digits as
+−log p has.) They are put together from what each tile of classes found, in ``tiles_ptr`` (4, tiles, rows): its maximum
+m', Σ exp(z − m'), Σ q and Σ q·(z − m').
 """
 
 from __future__ import annotations
@@ -263,60 +263,68 @@ def gradient_kernel(
     grad_target_ptr, stride_gn, stride_gc,  # (N, C) of this d, out, or None
     start, rows, samples, losses, d, classes, first_class, columns, ignore_index,
     Z_LOSS: tl.constexpr, LABEL_SMOOTHING: tl.constexpr, SOFTCAP: tl.constexpr, INDICES: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
-    """Logits to gradients in place, f·(Σq·p − q) and the z-loss's, through the soft-cap; a program is of one tile.
+    """Logits to gradients in place, f·(Σq·p − q) and the z-loss's, through the soft-cap; a program goes through TILES
+    tiles of its rows, whose statistics it reads once.
 
-    The rows beyond the last are made zero, for the product over rows that follows. An element is read and written by one
-    thread alone.
+    The rows beyond the last are made zero, for the product over rows that follows. An element is read and written by
+    one thread alone.
     """
     ACC: tl.constexpr = stats_ptr.dtype.element_ty
     here = rows_in_chunk(counts_ptr, start, rows)
     if here > 0:
         row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-        column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-        exists, inside = row < here, column < columns
-        c = first_class + column
+        exists = row < here
         n = tl.load(order_ptr + start + row, mask=exists, other=0).to(tl.int64)
         stats = stats_ptr + (start + row).to(tl.int64) * losses + d
         every = samples.to(tl.int64) * losses
         top = tl.load(stats, mask=exists, other=0.0)
-        f = tl.load(stats + 2 * every, mask=exists, other=0.0)
-        mass = tl.load(stats + 3 * every, mask=exists, other=0.0)
-
-        mask = exists[:, None] & inside[None, :]
-        offset = row.to(tl.int64)[:, None] * stride_lr + column[None, :]
-        above = tl.load(logits_ptr + offset, mask=mask, other=0.0).to(ACC)
-        base = tl.load(tiles_ptr + tl.program_id(1).to(tl.int64) * rows + row, mask=exists, other=0.0)
-        base = tl.where(base == -float("inf"), 0.0, base)
-        weight = None
-        if weight_ptr is not None:
-            weight = tl.load(weight_ptr + c.to(tl.int64) * stride_w, mask=inside, other=0.0)
+        f = tl.load(stats + 2 * every, mask=exists, other=0.0)[:, None]
+        mass = tl.load(stats + 3 * every, mask=exists, other=0.0)[:, None]
+        if Z_LOSS != 0:
+            square = tl.load(stats + 4 * every, mask=exists, other=0.0)[:, None]
+        if grad_target_ptr is not None:
+            log_sum = tl.load(stats + every, mask=exists, other=0.0)[:, None]
         if INDICES:
             target = tl.load(target_ptr + n * stride_tn, mask=exists, other=ignore_index)
-            valid = exists & (target != ignore_index)
+            valid = (exists & (target != ignore_index))[:, None]
         else:
-            place = n[:, None] * stride_tn + c.to(tl.int64)[None, :] * stride_tc
-            target = tl.load(target_ptr + place, mask=mask, other=0.0)
-            valid = exists
-        q = class_shares(target, weight, inside, c, classes, LABEL_SMOOTHING, INDICES, ACC)
-        below_top = above + (base - top)[:, None]
-        p = tl.exp(below_top)  # times S
-        grad = p * mass[:, None] - f[:, None] * q
-        if Z_LOSS != 0:
-            grad += p * tl.load(stats + 4 * every, mask=exists, other=0.0)[:, None]
-        if SOFTCAP != 0:
-            t = (above + base[:, None]) / SOFTCAP
-            grad *= 1.0 - t * t
-        grad = tl.where(valid[:, None], grad, 0.0)
-        tl.store(grad_ptr + offset, grad.to(grad_ptr.dtype.element_ty), mask=(row < rows)[:, None] & inside[None, :])
-        if grad_target_ptr is not None:
-            log_sum = tl.load(stats + every, mask=exists, other=0.0)
-            of_target = -(1.0 - LABEL_SMOOTHING) * f[:, None] * (below_top - log_sum[:, None])
+            valid = exists[:, None]
+
+        for tile in range(tl.program_id(1) * TILES, (tl.program_id(1) + 1) * TILES):
+            column = tile * COLUMNS + tl.arange(0, COLUMNS)
+            inside = column < columns
+            c = (first_class + column).to(tl.int64)
+            mask = exists[:, None] & inside[None, :]
+            offset = row.to(tl.int64)[:, None] * stride_lr + column[None, :]
+            above = tl.load(logits_ptr + offset, mask=mask, other=0.0).to(ACC)
+            there = exists & (tile * COLUMNS < columns)
+            base = tl.load(tiles_ptr + tl.cast(tile, tl.int64) * rows + row, mask=there, other=0.0)
+            base = tl.where(base == -float("inf"), 0.0, base)
+            weight = None
             if weight_ptr is not None:
-                of_target *= weight.to(ACC)[None, :]
-            at = grad_target_ptr + n[:, None] * stride_gn + c.to(tl.int64)[None, :] * stride_gc
-            tl.store(at, of_target.to(grad_target_ptr.dtype.element_ty), mask=mask)
+                weight = tl.load(weight_ptr + c * stride_w, mask=inside, other=0.0)
+            shares_of = target if INDICES else tl.load(
+                target_ptr + n[:, None] * stride_tn + c[None, :] * stride_tc, mask=mask, other=0.0
+            )  # fmt: skip
+            q = class_shares(shares_of, weight, inside, c, classes, LABEL_SMOOTHING, INDICES, ACC)
+            below_top = above + (base - top)[:, None]
+            p = tl.exp(below_top)  # times S
+            grad = p * mass - f * q
+            if Z_LOSS != 0:
+                grad += p * square
+            if SOFTCAP != 0:
+                t = (above + base[:, None]) / SOFTCAP
+                grad *= 1.0 - t * t
+            grad = tl.where(valid, grad, 0.0).to(grad_ptr.dtype.element_ty)
+            tl.store(grad_ptr + offset, grad, mask=(row < rows)[:, None] & inside[None, :])
+            if grad_target_ptr is not None:
+                of_target = -(1.0 - LABEL_SMOOTHING) * f * (below_top - log_sum)
+                if weight is not None:
+                    of_target *= weight.to(ACC)[None, :]
+                at = grad_target_ptr + n[:, None] * stride_gn + c[None, :] * stride_gc
+                tl.store(at, of_target.to(grad_target_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit

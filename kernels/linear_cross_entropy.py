@@ -9,8 +9,8 @@ The samples come in chunks. For each chunk, and each of a sample's D losses:
 4. ``gradient_kernel`` turns the logits into their gradient, in place;
 5. two matrix products make the gradients of the input, and, added up in float32 over the chunks, of the weight.
 
-With N samples, C classes, K features, D losses a sample, e bytes an element and a bytes a sum (4, or 8 for float64), the
-work and the traffic of one call with both gradients are
+With N samples, C classes, K features, D losses a sample, e bytes an element and a bytes a sum (4, or 8 for float64),
+the work and the traffic of one call with both gradients are
 
     2·N·D·K·C × 3 FLOPs
     N·D·C × 5e bytes of logits (written; read and turned into gradients; read by two products) + O(N·K + C·K)
@@ -241,15 +241,15 @@ class _Run:
     def _target(self, d: int) -> tuple[View, int, int]:
         """(N) indices or (N, C) probabilities of one d, with their strides."""
         t = self.call.target.select(self.call.target.ndim - 1, d)
-        return (t, t.strides[0], 0) if self.call.indices else (t, *t.strides)
+        return t, t.strides[0], 0 if self.call.indices else t.strides[1]
 
     def prepare(self, flag: View | None, keep_all: bool) -> None:
         c, t = self.call, self.call.target
         strides = t.strides if c.indices else (0, 0)
         launch(
             chunk_loss.prepare_kernel, (1,), t, *strides, self.weight, self.stride_w, self.order, self.counts,
-            self.sums, flag, c.samples, c.losses, c.classes, self.ignore_index, INDICES=c.indices, KEEP_ALL=keep_all, BLOCK=512,
-            num_warps=4,
+            self.sums, flag, c.samples, c.losses, c.classes, self.ignore_index, INDICES=c.indices, KEEP_ALL=keep_all,
+            BLOCK=512, num_warps=4,
         )  # fmt: skip
 
     def begin_second_pass(self) -> None:
@@ -313,8 +313,8 @@ class _Run:
             start, rows, classes, c.features, c.classes, STATISTICS=statistics, **self.q, ACC=getattr(tl, c.wide.name),
             PRECISION="tf32" if c.tf32 else "ieee", BULK=bulk is not None,
             X_ALONG_K=along[0], W_ALONG_K=along[1], ALIGN=1 if bulk else alignment(operands, along),
-            PIECES=config.pieces, GROUP=config.group, BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k,
-            num_warps=config.warps, num_stages=config.stages,
+            PIECES=config.pieces, GROUP=config.group, BLOCK_M=config.block_m, BLOCK_N=config.block_n,
+            BLOCK_K=config.block_k, num_warps=config.warps, num_stages=config.stages,
         )  # fmt: skip
 
     def combine(self, start: int, rows: int, d: int, made: _Made) -> None:
@@ -331,7 +331,8 @@ class _Run:
         argmax = None if made.argmax is None else made.argmax.select(1, d)
         launch(
             chunk_loss.combine_kernel, (triton.cdiv(rows, 32),), self.buffers["tiles"],
-            self.buffers.get("argmax_tiles"), self.order, self.counts, self.sums, target, stride_tn, upstream, stride_un, self.buffers["stats"],
+            self.buffers.get("argmax_tiles"), self.order, self.counts, self.sums, target, stride_tn, upstream,
+            stride_un, self.buffers["stats"],
             self.buffers.get("losses"), loss, 0 if loss is None else loss.strides[0], top, log_sum, argmax, c.losses,
             start, rows, triton.cdiv(c.classes, c.config.tile), c.samples, c.losses, d, c.classes, self.ignore_index,
             Z_LOSS=c.o.z_loss, INDICES=c.indices, MEAN=mean, ROWS=32, TILES=32, num_warps=4,
@@ -343,20 +344,22 @@ class _Run:
         target, stride_tn, stride_tc = self._target(d)
         of_target = None if grad_target is None else grad_target.select(2, d)
         height = max(1, (1024 if c.x.dtype.itemsize == 8 else 2048) // tile)  # 16 elements a thread; 8 of float64
-        grid = (triton.cdiv(rows, height), triton.cdiv(classes, tile))
+        tiles = 8  # of a program: its rows' statistics are then 3% of what it reads
+        grid = (triton.cdiv(rows, height), triton.cdiv(classes, tiles * tile))
         launch(
             chunk_loss.gradient_kernel, grid, self._kept(rows, classes), logits, logits.strides[0],
             self.buffers["tiles"], self.buffers["stats"], self.order, self.counts,
             target, stride_tn, stride_tc, self.weight, self.stride_w, of_target,
             *((0, 0) if of_target is None else of_target.strides), start, rows, c.samples, c.losses, d, c.classes,
-            first, classes, self.ignore_index, Z_LOSS=c.o.z_loss, **self.q, ROWS=height, COLUMNS=tile, num_warps=4,
+            first, classes, self.ignore_index, Z_LOSS=c.o.z_loss, **self.q, ROWS=height, COLUMNS=tile, TILES=tiles,
+            num_warps=4,
         )  # fmt: skip
 
     def grad_input(self, start: int, rows: int, d: int, out: View) -> None:
         """dX = dZ W, each row where its sample is; of several losses a sample, added up before."""
         c, logits = self.call, self._logits(rows, self.call.classes)
         a, b = matrix(logits), matrix(c.weight.select(1, d)).T
-        place = {"limit": self.counts, "limit_start": start, "tf32": c.tf32}
+        place: dict[str, Any] = {"limit": self.counts, "limit_start": start, "tf32": c.tf32}
         if c.losses == 1:
             matmul(a, b, out, row_index=self.order.narrow(0, start, rows), **place)
             return
@@ -393,7 +396,8 @@ class _Run:
         logits = self._logits(rows, self.call.classes)
         launch(
             chunk_loss.column_sums_kernel, (triton.cdiv(self.call.classes, 64),), logits, logits.strides[0],
-            self.counts, sums, sums.strides[0], start, rows, self.call.classes, FIRST=start == 0, ROWS=64, COLUMNS=64, num_warps=4,
+            self.counts, sums, sums.strides[0], start, rows, self.call.classes, FIRST=start == 0, ROWS=64,
+            COLUMNS=64, num_warps=4,
         )  # fmt: skip
 
     def finish(self, made: _Made) -> None:
