@@ -20,7 +20,7 @@ def finish_tile(
     """The logits of a tile to memory, above its rows' maxima, and what it has to say of its rows."""
     ACC: tl.constexpr = acc.dtype
     row, column = first_row + tl.arange(0, BLOCK_M), first_column + tl.arange(0, TILE)
-    exists, inside = (row < here) & (first_column < columns), column < columns
+    exists, inside = row < tl.where(first_column < columns, here, 0), column < columns
     if bias_ptr is not None:
         bias = tl.load(bias_ptr + column.to(tl.int64) * stride_b, mask=inside, other=0.0)
         acc += bias.to(ACC)[None, :]

@@ -299,7 +299,7 @@ def gradient_kernel(
             mask = exists[:, None] & inside[None, :]
             offset = row.to(tl.int64)[:, None] * stride_lr + column[None, :]
             above = tl.load(logits_ptr + offset, mask=mask, other=0.0).to(ACC)
-            there = exists & (tile * COLUMNS < columns)
+            there = row < tl.where(tile * COLUMNS < columns, here, 0)
             base = tl.load(tiles_ptr + tl.cast(tile, tl.int64) * rows + row, mask=there, other=0.0)
             base = tl.where(base == -float("inf"), 0.0, base)
             weight = None
