@@ -274,14 +274,15 @@ _SM_90_MATMUL = {
         Tile(128, 128, 32, 8, 3, 2),
         Tile(64, 64, 32, 4, 3, 1, resident=2),
     ),
+    # The rest is for what bulk copies cannot do: pieces of 32 columns, half of which are addresses.
     "bulk narrow": (Tile(128, 128, 64, 8, 4, 4), Tile(64, 64, 64, 4, 4, 2, resident=2)),
     "bulk tf32 narrow": (Tile(128, 128, 32, 8, 3, 4), Tile(64, 64, 32, 4, 3, 2, resident=2)),
     "wide": (Tile(128, 128, 64, 8, 3, 2), Tile(64, 64, 64, 4, 3)),
-    "narrow": (Tile(128, 128, 32, 8, 3, 4), Tile(64, 64, 32, 4, 3, 2)),
+    "narrow": (Tile(128, 128, 32, 8, 3, 4), Tile(64, 64, 32, 4, 3, 2)),  # loads by elements fill no deeper tile
     "tf32 wide": (Tile(128, 128, 32, 8, 3, 2), Tile(64, 64, 32, 4, 3)),
     "tf32 narrow": (Tile(128, 128, 32, 8, 3, 4), Tile(64, 64, 32, 4, 3, 2)),
     "float32": (Tile(128, 64, 16, 8, 3), Tile(64, 64, 16, 8, 3)),  # no tensor cores: 32 and 16 sums a thread
-    "float64": (Tile(64, 64, 16, 8, 2), Tile(32, 32, 16, 4, 3)),
+    "float64": (Tile(64, 64, 16, 8, 2), Tile(32, 32, 16, 4, 3)),  # 16 and 8 sums, of two registers each
 }
 _SM_80_MATMUL = {
     "wide": (Tile(128, 128, 32, 8, 4, 2), Tile(64, 64, 64, 4, 3)),  # 256 columns leave no registers for the addresses
@@ -291,17 +292,17 @@ _SM_80_MATMUL = {
     "float32": _SM_90_MATMUL["float32"],
     "float64": (Tile(32, 32, 16, 4, 3),),  # 64 spills
 }
-_SM_100_MATMUL = {  # the sums are in a memory of their own; what takes registers is the epilogue
+_SM_100_MATMUL = {  # the sums are in a memory of their own; small tiles of 4 warps spill in epilogues
     "bulk": _SM_90_MATMUL["bulk"][:3],
-    "bulk tf32": (Tile(128, 128, 32, 8, 3, 4), Tile(64, 64, 32, 4, 3, 2, resident=2)),
+    "bulk tf32": (Tile(128, 128, 32, 8, 3, 4), Tile(64, 64, 32, 8, 3, resident=2)),
     "bulk narrow": _SM_90_MATMUL["bulk narrow"],
     "bulk tf32 narrow": _SM_90_MATMUL["bulk tf32 narrow"],
     "wide": _SM_90_MATMUL["wide"],
-    "narrow": (Tile(64, 64, 32, 4, 3, 2),),
-    "tf32 wide": _SM_90_MATMUL["tf32 wide"],
-    "tf32 narrow": (Tile(64, 64, 32, 4, 3, 2),),
-    "float32": _SM_90_MATMUL["float32"],
-    "float64": _SM_80_MATMUL["float64"],
+    "narrow": (Tile(64, 64, 32, 8, 3, 2),),
+    "tf32 wide": (Tile(128, 128, 32, 8, 3, 2), Tile(64, 64, 32, 8, 3)),
+    "tf32 narrow": (Tile(64, 64, 32, 8, 3, 2),),
+    "float32": (Tile(128, 64, 16, 8, 2), Tile(64, 64, 16, 8, 3)),
+    "float64": (Tile(64, 64, 16, 8, 2), Tile(32, 32, 16, 4, 2)),
 }
 _GFX942_MATMUL = {  # pieces of 32 columns: whole tiles would be stored as mfma leaves them, 8 bytes at a time
     "wide": (Tile(128, 256, 32, 8, 2, 4), Tile(128, 128, 64, 8, 2, 4), Tile(64, 128, 64, 4, 2, 4)),
@@ -321,7 +322,7 @@ def matmul_tile(chip: str, multiprocessors: int, kind: str, m: int, n: int, gate
     the tile's rows and columns.
     """
 
-    def rounds(t: Tile) -> float:
+    def rounds(t: Tile) -> int:
         tiles = -(-m // t.block_m) * -(-n // (t.block_n // 2 if gated else t.block_n))
         return -(-tiles // multiprocessors) * (t.block_m + t.block_n)
 
@@ -385,18 +386,19 @@ def gluon_tile(
 
 
 class RowBlock(NamedTuple):
-    rows: int  # of a tile
+    """A tile of rows and columns, and how many of them a program does, one below the other."""
+
+    rows: int
     columns: int
     warps: int
-    steps: int = 1  # tiles of a program, one below the other
-    programs: int = 1  # at most, for a multiprocessor
+    steps: int  # at the least, if there are enough rows to occupy the chip
+    programs: int  # at most, for a multiprocessor, if they can do more steps instead
 
 
-DZ = {
-    "sm_80": RowBlock(32, 128, 4, 4, 16),
-    "gfx942": RowBlock(32, 128, 4, 4, 16),
-}
-PARTS = RowBlock(32, 32, 4)
+# A thread has 4 vectors of 16 bytes of each 16-bit array under way, a multiprocessor of 4 programs 64 KiB. In 4 steps a
+# program goes down 128 rows: its sums, written and read once in float32, are 1 % of 6 bytes for each row and column.
+_DZ = RowBlock(32, 128, 4, 4, 16)
+DZ = {"sm_80": _DZ, "gfx942": _DZ}
 
 # --- linear + cross-entropy: the logits -------------------------------------------------------------------------------
 

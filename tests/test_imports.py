@@ -56,7 +56,7 @@ MAY_IMPORT = {
     "data": f"{TENSOR} nn.functional",
     "utils": "data",
     "tilegrad": f"{TENSOR} cuda backends checkpoint nn optim data utils",  # engine/__init__.py
-    "cli": f"{TENSOR} activations cuda backends checkpoint nn nn.functional optim data utils torch tilegrad",
+    "cli": f"{TENSOR} activations cuda kernels backends checkpoint nn nn.functional optim data utils torch tilegrad",
 }
 
 # Imported when first needed, never because a module of ours is being imported. Only engine/torch/ imports

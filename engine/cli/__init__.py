@@ -1,4 +1,4 @@
-"""The command ``tilegrad``: train, predict, info."""
+"""The command ``tilegrad``: train, predict, info, tune."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from .errors import INTERRUPTED, one_line
 from .info import info
 from .predict import predict
 from .train import train
+from .tune import tune
 
 
 class Main(click.Group):
@@ -53,3 +54,4 @@ def main() -> None:
 main.add_command(train)
 main.add_command(predict)
 main.add_command(info)
+main.add_command(tune)
