@@ -17,7 +17,7 @@ from tilegrad.kernels.matmul_gluon import matmul_gluon
 from tilegrad.reference import LossOptions
 
 from . import coverage
-from .compiling import Case, array, chip_now, compiled, launches, reading_of, rows_of
+from .compiling import Case, Launch, array, chip_now, compiled, launches, reading_of, rows_of
 from .rules import Row
 
 
@@ -42,12 +42,20 @@ def odd(rows: int, columns: int, dtype: str) -> Any:
     return array(rows, columns, dtype=dtype, strides=(columns + 1, 1), offset=1)
 
 
+def gaps(rows: int, columns: int, dtype: str) -> Any:
+    """Aligned rows in blocks of 128, as many again left out between them: no matrix for a bulk copy."""
+    strides = (2 * 128 * columns, columns, 1)
+    return array(rows // 128, 128, columns, dtype=dtype, strides=strides)
+
+
 # --- softmax ----------------------------------------------------------------------------------------------------------
 
 
 def softmax(rows: int, columns: int, dtype: str = "bfloat16", log: bool = True, of: Callable[..., Any] = array) -> Case:
     x, out = of(rows, columns, dtype=dtype), of(rows, columns, dtype=dtype)
-    return Case(lambda: softmax_launcher(x, 1, log, out=out), rows * columns, of is array)
+    return Case(
+        lambda: softmax_launcher(x, 1, log, out=out), rows * columns, of is array, tuned=log and dtype == "bfloat16"
+    )
 
 
 def softmax_backward(
@@ -62,6 +70,7 @@ def softmax_backward(
 NAMED = LossOptions()
 FULL = LossOptions(label_smoothing=0.1, z_loss=1e-4, softcap=30.0)
 EACH = LossOptions(reduction="none")
+CAPPED = LossOptions(softcap=30.0)
 
 
 def cross_entropy(
@@ -122,12 +131,13 @@ def scale(count: int, dtype: str = "bfloat16") -> Case:
 def linear(
     rows: int, features: int, out_features: int, dtype: str = "bfloat16", activation: str | None = None, *,
     gated: bool = False, pre: bool = False, tf32: bool = False, of: Callable[..., Any] = array,
+    input_of: Callable[..., Any] | None = None,
 ) -> Case:  # fmt: skip
     width = out_features * 2 if gated else out_features
-    x, w, b = of(rows, features, dtype=dtype), of(width, features, dtype=dtype), array(width, dtype=dtype)
+    x, w, b = (input_of or of)(rows, features, dtype=dtype), of(width, features, dtype=dtype), array(width, dtype=dtype)
     out, kept = array(rows, out_features, dtype=dtype), array(rows, width, dtype=dtype) if pre else None
     call = lambda: kernels.linear(x, w, b, activation, out=out, pre=kept, tf32=tf32)  # noqa: E731
-    return Case(call, rows * out_features, of is array and out_features % 16 == 0)
+    return Case(call, rows * out_features, of is array and input_of is None and out_features % 16 == 0)
 
 
 def linear_backward(
@@ -180,7 +190,7 @@ def linear_cross_entropy(
         grad_input=x, grad_weight=w, grad_bias=b, grad_target=target if probabilities else None,
         flag=array(1, dtype="bool"), tf32=tf32,
     )  # fmt: skip
-    return Case(call, samples * classes * losses, losses == 1)
+    return Case(call, samples * classes * losses, losses == 1, tuned=dtype == "bfloat16" and not probabilities)
 
 
 # --- the table --------------------------------------------------------------------------------------------------------
@@ -194,6 +204,7 @@ CASES = {
     "log_softmax 16384": softmax(8192, 16384),
     "log_softmax 32768": softmax(8192, 32768),
     "log_softmax 128256": softmax(8192, 128256),
+    "log_softmax 32 turned": softmax(8192, 32, of=turned),
     "log_softmax 256 turned": softmax(8192, 256, of=turned),
     "log_softmax 1024 turned": softmax(8192, 1024, of=turned),
     "log_softmax 2048 turned": softmax(8192, 2048, of=turned),
@@ -210,6 +221,7 @@ CASES = {
     "log_softmax_backward 16384": softmax_backward(8192, 16384),
     "log_softmax_backward 32768": softmax_backward(8192, 32768),
     "log_softmax_backward 128256": softmax_backward(8192, 128256),
+    "log_softmax_backward 32 turned": softmax_backward(8192, 32, of=turned),
     "log_softmax_backward 256 turned": softmax_backward(8192, 256, of=turned),
     "log_softmax_backward 1024 turned": softmax_backward(8192, 1024, of=turned),
     "log_softmax_backward 2048 turned": softmax_backward(8192, 2048, of=turned),
@@ -225,6 +237,16 @@ CASES = {
     "cross_entropy 1000 probabilities": cross_entropy(8192, 1000, probabilities=True),
     "cross_entropy 4096 fp32": cross_entropy(8192, 4096, "float32"),
     "cross_entropy 4096 fp64": cross_entropy(8192, 4096, "float64"),
+    "cross_entropy 16384 fp32": cross_entropy(8192, 16384, "float32"),
+    "cross_entropy 8192 capped": cross_entropy(8192, 8192, o=CAPPED),
+    "cross_entropy 2048 capped fp64": cross_entropy(8192, 2048, "float64", CAPPED),
+    "cross_entropy 8192 capped fp64": cross_entropy(8192, 8192, "float64", CAPPED),
+    "cross_entropy 64 turned capped": cross_entropy(8192, 64, o=CAPPED, of=turned),
+    "cross_entropy 128 turned capped": cross_entropy(8192, 128, o=CAPPED, of=turned),
+    "cross_entropy 1024 turned capped": cross_entropy(8192, 1024, o=CAPPED, of=turned),
+    "cross_entropy 32 turned capped fp64": cross_entropy(8192, 32, "float64", CAPPED, of=turned),
+    "cross_entropy 64 turned capped fp64": cross_entropy(8192, 64, "float64", CAPPED, of=turned),
+    "cross_entropy 1024 turned capped fp64": cross_entropy(8192, 1024, "float64", CAPPED, of=turned),
     "cross_entropy 4096 odd": cross_entropy(8192, 4095, of=odd),
     "cross_entropy 64 turned": cross_entropy(8192, 64, of=turned),
     "cross_entropy 256 turned": cross_entropy(8192, 256, of=turned),
@@ -242,6 +264,8 @@ CASES = {
     "linear fp32": linear(8192, 4096, 4096, "float32"),
     "linear fp64": linear(1024, 1024, 1024, "float64"),
     "linear odd": linear(8192, 4095, 4096, of=odd),
+    "linear gaps": linear(8192, 4096, 4096, input_of=gaps),
+    "linear gaps tf32": linear(8192, 4096, 4096, "float32", tf32=True, input_of=gaps),
     "linear odd tf32": linear(8192, 4095, 4096, "float32", tf32=True, of=odd),
     "linear to 4095": linear(8192, 4096, 4095),
     "linear to 4095 tf32": linear(8192, 4096, 4095, "float32", tf32=True),
@@ -252,6 +276,8 @@ CASES = {
     "linear_cross_entropy fp32 all options": linear_cross_entropy(8192, 2048, 32000, "float32", FULL, statistics=True),
     "linear_cross_entropy fp64": linear_cross_entropy(1024, 512, 1000, "float64"),
     "linear_cross_entropy probabilities": linear_cross_entropy(8192, 1024, 1000, probabilities=True, losses=2),
+    "linear_cross_entropy probabilities fp32": linear_cross_entropy(1024, 512, 1024, "float32", probabilities=True),
+    "linear_cross_entropy probabilities fp64": linear_cross_entropy(1024, 512, 1024, "float64", probabilities=True),
 }
 CASES |= {f"gluon {t.block_m}×{t.block_n}": gluon(8192, 4096, 8192, t) for t in configs.GLUON_TILES}
 
@@ -286,8 +312,11 @@ def huge_names() -> list[str]:
 
 def overflows(name: str, chip: str) -> list[str]:
     """The addresses that a case of HUGE makes out of 32 bits that do not hold them."""
-    readings = [reading_of(compiled(launch, chip), launch) for launch in launches(HUGE[name].call, chip)]
-    return [line for reading in readings for line in reading.overflows]
+    last: dict[str, tuple[Launch, Any]] = {}  # of each code: the one that is furthest along the arrays
+    for launch in launches(HUGE[name].call, chip):
+        kernel = compiled(launch, chip)
+        last[kernel.metadata.hash] = launch, kernel
+    return [line for launch, kernel in last.values() for line in reading_of(kernel, launch).overflows]
 
 
 def rows(name: str, chip: str) -> list[Row]:
@@ -296,4 +325,4 @@ def rows(name: str, chip: str) -> list[Row]:
 
 def unreached(chips: list[str]) -> list[str]:
     """The kernels of tilegrad.kernels that no case launches, and the rows of its tables that none runs with."""
-    return coverage.unreached({chip: [case.call for case in CASES.values() if chip in case.chips] for chip in chips})
+    return coverage.unreached({chip: [case for case in CASES.values() if chip in case.chips] for chip in chips})

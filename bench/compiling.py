@@ -44,6 +44,14 @@ def array(*shape: int, dtype: str = "bfloat16", strides: tuple[int, ...] | None 
 # --- from a launcher to launches --------------------------------------------------------------------------------------
 
 
+class Case(NamedTuple):
+    call: Callable[[], None]  # of a launcher
+    elements: int  # that instructions are counted per
+    contiguous: bool = True
+    tuned: bool = True  # with the rows that tuning may choose, too; else another case has the same kernels with them
+    chips: tuple[str, ...] = tuple(MULTIPROCESSORS)
+
+
 class Launch(NamedTuple):
     kernel: JITFunction
     grid: tuple[int, ...]
@@ -74,15 +82,15 @@ def launches(call: Callable[[], None], chip: str) -> list[Launch]:
     return taken
 
 
-def shipped(call: Callable[[], None], chip: str) -> Iterator[list[Launch]]:
-    """What ``call`` launches with the rows of the tables; then, for each row that tuning may put in place of one, with
+def shipped(case: Case, chip: str) -> Iterator[list[Launch]]:
+    """What a case launches with the rows of the tables; then, for each row that tuning may put in place of one, with
     that."""
     with tuning.asked(chip) as keys:
-        yield launches(call, chip)
-    for key in keys:
+        yield launches(case.call, chip)
+    for key in keys if case.tuned else ():
         for row in tuning.candidates(chip, key)[1:]:
             with tuning.using(chip, {key: row}):
-                yield launches(call, chip)
+                yield launches(case.call, chip)
 
 
 def chip_now() -> Any:
@@ -122,7 +130,7 @@ class _AbsentDevice:
 
 
 class Failure(Exception):
-    """Triton did not compile a kernel; its first words about why."""
+    """Triton did not compile a kernel; some of its words about why."""
 
 
 def compiled(launch: Launch, chip: str) -> Any:
@@ -137,8 +145,8 @@ def compiled(launch: Launch, chip: str) -> Any:
             return launch.kernel.run(*launch.args, grid=launch.grid, warmup=True, **launch.constants)
         except Exception as error:
             said.seek(0)
-            words = said.read().decode(errors="replace") or str(error)
-            raise Failure(f"{type(error).__name__}: {words.strip()[:400]}") from error
+            words = said.read(400).decode(errors="replace").strip() or str(error)[-400:]
+            raise Failure(f"{type(error).__name__}: {words}") from error
 
 
 @contextmanager
@@ -188,17 +196,10 @@ def _leaves(kind: Any, value: Any) -> Iterator[Any]:
 # --- from code to figures ---------------------------------------------------------------------------------------------
 
 
-class Case(NamedTuple):
-    call: Callable[[], None]  # of a launcher
-    elements: int  # that instructions are counted per
-    contiguous: bool = True
-    chips: tuple[str, ...] = tuple(MULTIPROCESSORS)
-
-
 def rows_of(name: str, case: Case, chip: str) -> list[Row]:
     """A row for each kernel and configuration that a case launches; launches of the same code are one row."""
     found: dict[str, Row] = {}
-    for run in shipped(case.call, chip):
+    for run in shipped(case, chip):
         programs: dict[str, int] = {}
         new: dict[str, tuple[Launch, Any]] = {}
         for launch in run:
@@ -277,6 +278,7 @@ def _executed(found: tuple[Loop, ...], loops: list[ttir.Loop], threads: int) -> 
         inner = _executed(machine.inner, source.inner, threads)
         if inner is None or source.rounds is None:
             return None
-        unrolled = max(1, round(machine.load_bytes * threads / source.load_bytes)) if source.load_bytes else 1
+        once = sum(load.bytes_of_thread(threads) for load in source.loads)
+        unrolled = max(1, round(machine.load_bytes / once)) if once else 1
         total += source.rounds * (machine.own_length / unrolled + inner)
     return total

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -18,20 +18,20 @@ from triton.runtime import JITFunction
 from tilegrad import kernels
 from tilegrad.kernels import configs
 
-from .compiling import shipped
+from .compiling import Case, shipped
 
 
-def unreached(calls: Mapping[str, Sequence[Callable[[], None]]]) -> list[str]:
-    """What the calls of each chip leave out. A row counts as reached on a chip if a function of tilegrad.kernels ends
+def unreached(cases: Mapping[str, Sequence[Case]]) -> list[str]:
+    """What the cases of each chip leave out. A row counts as reached on a chip if a function of tilegrad.kernels ends
     up with its like there: launchers fit rows to a problem, so that theirs need not be the table's own objects."""
     launched: set[str] = set()
     chosen: dict[str, set[str]] = {}
-    for chip, of_chip in calls.items():
+    for chip, of_chip in cases.items():
         with _chosen_rows() as chosen[chip]:
-            launched.update(launch.kernel.__name__ for call in of_chip for run in shipped(call, chip) for launch in run)
+            launched.update(launch.kernel.__name__ for case in of_chip for run in shipped(case, chip) for launch in run)
     found = [name for name in _kernels() if name not in launched]
     for table, chip, row in _rows():
-        if chip is not None and chip not in calls:
+        if chip is not None and chip not in cases:
             continue
         reached = chosen[chip] if chip is not None else set().union(*chosen.values())
         if row not in reached:

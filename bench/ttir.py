@@ -24,10 +24,19 @@ UNKNOWN = None
 Value = Interval | None
 
 
+class Load(NamedTuple):
+    elements: int  # of the tensor; 1: a scalar
+    itemsize: int
+
+    def bytes_of_thread(self, threads: int) -> float:
+        """What there are too few elements of, several threads load."""
+        return max(1.0, self.elements / threads) * self.itemsize
+
+
 @dataclass
 class Loop:
     rounds: float | None  # on the average over the programs; None: depends on what is only known at run time
-    load_bytes: int = 0  # that a program loads through pointers in one round, inner loops aside
+    loads: list[Load] = field(default_factory=list)  # through pointers, in one round, inner loops aside
     moves_memory: bool = False
     inner: list[Loop] = field(default_factory=list)
 
@@ -154,12 +163,11 @@ class _Reader:
         of = re.search(r": (?:tensor<([\dx]+)x)?!tt\.ptr<[a-z]+(\d+)>", rest)
         if name not in ("tt.load", "tt.store") or of is None:
             return
-        size = max(1, int(of[2]) // 8)
-        size *= math.prod(map(int, (of[1] or "1").split("x")))
+        load = Load(math.prod(map(int, (of[1] or "1").split("x"))), max(1, int(of[2]) // 8))
         if not scattered:
-            self.accesses.append(Access(name.removeprefix("tt."), size))
+            self.accesses.append(Access(name.removeprefix("tt."), load.elements * load.itemsize))
         if self._open and name == "tt.load":
-            self._open[-1].load_bytes += size
+            self._open[-1].loads.append(load)
 
     def _value(self, name: str, rest: str, inputs: list[Value], line: str) -> Value:
         bits = re.search(r"(?:\b|x)i(\d+)>?$", rest)

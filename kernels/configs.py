@@ -33,7 +33,7 @@ class SoftmaxTile(NamedTuple):
     columns: int  # up to as many, a power of two
     elements: int  # so as many rows as that is; fewer elements have fewer warps
     warps: int
-    stages: int = 1  # 2: programs stay, and fetch the next rows to shared memory while they work on some
+    stages: int = 1  # 2: programs stay, and fetch the next row to shared memory while they work on one
 
 
 class SoftmaxBlock(NamedTuple):
@@ -99,8 +99,7 @@ _SOFTMAX_BACKWARD = Softmax(
     apart=(  # half the elements a thread of the forward pass, as there are two arrays
         SoftmaxTile(64, 4096, 4),  # 15.3, 8
         SoftmaxTile(256, 8192, 8),  # 15.7, 4
-        SoftmaxTile(1024, 16384, 16),  # 16.4, 2
-        SoftmaxTile(2048, 32768, 32),  # 16.3, 1
+        SoftmaxTile(1024, 16384, 16),  # 16.4, 2; twice as many columns spill
     ),
     long_close=SoftmaxBlock(1, 1024, 16384, 32),  # 14.9
     long_apart=SoftmaxBlock(32, 1, 8192, 8),  # 18.4, 4
@@ -174,7 +173,7 @@ _ALONG = {
         CrossEntropyTile(8192, 8, 12),
     ),
     "half": CrossEntropyTiles(
-        (CrossEntropyTile(4096, 4, 16), CrossEntropyTile(8192, 8, 12), CrossEntropyTile(16384, 16, 8, registers=128)),
+        (CrossEntropyTile(4096, 4, 16), CrossEntropyTile(8192, 8, 12)),
         CrossEntropyTile(4096, 4, 16),
     ),
     "single": CrossEntropyTiles(
@@ -191,22 +190,31 @@ _ALONG = {
     ),
 }
 
-# Rows lie one behind the other: 32 of them and more, so that what is read of a class is whole sectors.
+# Rows lie one behind the other: 32 and more of them, so that what is read of a class is whole sectors. A thread's
+# vector is of as many rows, and each costs what a row costs: so it is to have many classes, too.
 _ACROSS = {
+    "plain": CrossEntropyTiles(
+        (
+            CrossEntropyTile(64, 4, 16, rows=64),
+            CrossEntropyTile(128, 4, 12, rows=64),
+            CrossEntropyTile(256, 4, 12, rows=32),
+        ),
+        CrossEntropyTile(64, 4, 16, rows=64),
+    ),
     **dict.fromkeys(
-        ("plain", "half", "single"),
+        ("half", "single"),
         CrossEntropyTiles(
             (CrossEntropyTile(64, 4, 16, rows=64), CrossEntropyTile(256, 8, 12, rows=32)),
-            CrossEntropyTile(64, 4, 16, rows=64),
+            CrossEntropyTile(32, 4, 16, rows=64),
         ),
     ),
     "costly": CrossEntropyTiles(
         (CrossEntropyTile(64, 4, 16, rows=32), CrossEntropyTile(128, 8, 12, rows=32)),
-        CrossEntropyTile(32, 4, 16, rows=64),
+        CrossEntropyTile(32, 4, 16, rows=32),
     ),
     "costly double": CrossEntropyTiles(
         (CrossEntropyTile(32, 4, 16, rows=32), CrossEntropyTile(64, 8, 12, rows=32)),
-        CrossEntropyTile(16, 4, 16, rows=64),
+        CrossEntropyTile(16, 4, 16, rows=32),
     ),
 }
 
@@ -312,7 +320,14 @@ _GFX942_MATMUL = {  # pieces of 32 columns: whole tiles would be stored as mfma 
     "float32": (Tile(128, 128, 16, 8, 2, 2), Tile(64, 64, 16, 4, 2)),
     "float64": (Tile(64, 64, 16, 4, 2, 2), Tile(32, 32, 16, 4, 2, 2)),
 }
-MATMUL = {"sm_80": _SM_80_MATMUL, "sm_90": _SM_90_MATMUL, "sm_100": _SM_100_MATMUL, "gfx942": _GFX942_MATMUL}
+MATMUL = {
+    "sm_80": _SM_80_MATMUL,
+    "sm_90": _SM_90_MATMUL,
+    "sm_100": _SM_100_MATMUL,
+    # The Blackwell of desktops: tensor cores as sm_80 has them, and 99 KiB of shared memory.
+    "sm_120": _SM_80_MATMUL | {"float32": _SM_100_MATMUL["float32"]},
+    "gfx942": _GFX942_MATMUL,
+}
 
 
 def matmul_tile(chip: str, multiprocessors: int, kind: str, m: int, n: int, gated: bool) -> Tile:
@@ -386,18 +401,22 @@ def gluon_tile(
 
 
 class RowBlock(NamedTuple):
-    """A tile of rows and columns, and how many of them a program does, one below the other."""
+    """A tile of rows and columns, and how far down a program goes, one tile after the other."""
 
     rows: int
     columns: int
     warps: int
-    steps: int  # at the least, if there are enough rows to occupy the chip
-    programs: int  # at most, for a multiprocessor, if they can do more steps instead
+    span: int  # rows of a program, where there are enough to occupy the chip
+    programs: int  # at most, for a multiprocessor, where they can go further down instead
+
+    def tile_rows(self, gated: bool, wide: bool, itemsize: int) -> int:
+        """Fewer rows where each element of the tile takes more registers: for two derivatives, addresses, float64."""
+        return self.rows // (1 + gated) // (1 if wide else 4) // (4 if itemsize == 8 else 1)
 
 
-# A thread has 4 vectors of 16 bytes of each 16-bit array under way, a multiprocessor of 4 programs 64 KiB. In 4 steps a
-# program goes down 128 rows: its sums, written and read once in float32, are 1 % of 6 bytes for each row and column.
-_DZ = RowBlock(32, 128, 4, 4, 16)
+# A thread has 4 vectors of 16 bytes of each 16-bit array under way, a multiprocessor of 4 programs 64 KiB. A program's
+# sums, written and read once in float32 for 128 rows, are 1 % of 6 bytes for each row and column.
+_DZ = RowBlock(32, 128, 4, 128, 16)
 DZ = {"sm_80": _DZ, "gfx942": _DZ}
 
 # --- linear + cross-entropy: the logits -------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Cross-entropy of classes, forward and backward: which kernel runs, on which tiles, with what workspace.
 
-The kernels, and what they compute, are in cross_entropy_rows.py. With R rows of C classes, e bytes a logit, targets as
-indices and rows that are held whole (whole_rows_kernel), the traffic is
+The kernels are in cross_entropy_rows.py, what they compute in cross_entropy_steps.py. With R rows of C classes, e bytes
+a logit, targets as indices and rows that are held whole (whole_rows_kernel), the traffic is
 
     forward               R·C·e read
     forward and gradient  R·C·e read, R·C·e written

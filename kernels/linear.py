@@ -20,7 +20,7 @@ import triton.language as tl
 
 from . import configs
 from .activation import Activation, activation_of
-from .launch import View, chip_of, launch, merged, optional, view
+from .launch import ALIGNMENT, View, chip_of, launch, merged, optional, view
 from .matmul import PART_COLUMNS, Sums, add_parts, matmul
 from .operands import Axis, aligned, axis_offset, matrix, vector
 
@@ -153,7 +153,7 @@ class Pass(NamedTuple):
     rows: int  # n
     columns: int  # M, of dY
     width: int  # of Z: M or 2M
-    steps: int
+    span: int  # rows of a program
     parts: int
     blocks: int  # of columns
     config: configs.RowBlock
@@ -166,16 +166,12 @@ def _pass_of(grad: View, weight: View, gated: bool) -> Pass:
     width = weight.shape[0]
     columns = width // 2 if gated else width
     rows = math.prod(grad.shape[:-1])
-    blocks, steps = triton.cdiv(columns, config.columns), config.steps
-
-    def programs(steps: int) -> int:
-        return blocks * triton.cdiv(rows, config.rows * steps)
-
-    while steps > 1 and programs(steps) < chip.multiprocessors:
-        steps //= 2
-    while programs(2 * steps) > config.programs * chip.multiprocessors:
-        steps *= 2
-    return Pass(rows, columns, width, steps, triton.cdiv(rows, config.rows * steps), blocks, config)
+    blocks, span = triton.cdiv(columns, config.columns), config.span
+    while span > config.rows and blocks * triton.cdiv(rows, span) < chip.multiprocessors:
+        span //= 2
+    while blocks * triton.cdiv(rows, 2 * span) > config.programs * chip.multiprocessors:
+        span *= 2
+    return Pass(rows, columns, width, span, triton.cdiv(rows, span), blocks, config)
 
 
 def linear_backward_workspace(
@@ -185,7 +181,7 @@ def linear_backward_workspace(
     """Names, shapes and dtypes of what ``linear_backward`` needs beside its outputs."""
     act, grad = activation_of(activation), view(grad)
     plan = _pass_of(grad, view(weight), act.gated)
-    needed = {}
+    needed: dict[str, tuple[tuple[int, ...], str]] = {}
     if activation is not None and (grad_input is not None or grad_weight is not None):
         needed["dz"] = ((plan.rows, plan.width), grad.dtype.name)
     if grad_bias is not None:
@@ -242,19 +238,21 @@ def linear_backward(
 
 
 def _launch_dz(grad: View, weight: View, saved: View | None, act: Activation, buffers: dict[str, View]) -> None:
-    plan = _pass_of(grad, weight, act.gated)
-    config = plan.config
+    plan, dz, parts = _pass_of(grad, weight, act.gated), buffers.get("dz"), buffers.get("parts")
     arrays = [grad] if saved is None else [grad, saved]
     sizes, found = merged(grad.shape[:-1], *(v.strides[:-1] for v in arrays))
     rows = [Axis(sizes or (1,), strides or (0,)) for strides in found]
     align = [vector(v, *axis.strides) if v.strides[-1] == 1 else 1 for v, axis in zip(arrays, rows, strict=True)]
+    of_columns = min(vector(v, plan.columns) for v in (grad, dz) if v is not None)
+    itemsize = grad.dtype.itemsize
+    height = plan.config.tile_rows(act.gated, min(*align, of_columns) * itemsize == ALIGNMENT, itemsize)
     launch(
         dz_kernel, (plan.blocks * plan.parts,),
         grad, rows[0], grad.strides[-1],
         *((None, None, 0) if saved is None else (saved, rows[1], saved.strides[-1])),
-        buffers.get("dz"), buffers.get("parts"), plan.rows, plan.columns, plan.steps,
+        dz, parts, plan.rows, plan.columns, plan.span // height,
         OF=act.of if act.gated else None, GRAD=act.grad, GATED=act.gated,
         ACC=tl.float64 if grad.dtype.name == "float64" else tl.float32,
-        GRAD_ALIGN=align[0], SAVED_ALIGN=align[-1], ALIGN=vector(grad.viewed((), ()), plan.columns),
-        ROWS=config.rows, COLUMNS=config.columns, num_warps=config.warps,
+        GRAD_ALIGN=align[0], SAVED_ALIGN=align[-1], ALIGN=of_columns,
+        ROWS=height, COLUMNS=plan.config.columns, num_warps=plan.config.warps,
     )  # fmt: skip

@@ -276,7 +276,7 @@ def matmul(
     constants = {
         "A_ALONG_K": along[0], "B_ALONG_K": all(along[1:]), "LIMIT_K": limit_k,
         "ACTIVATION": activation, "ACCUMULATE": accumulate, "OUT_ALIGN": out_align,
-        "ACC": tl.float64 if dtype.name == "float64" else tl.float32, "PRECISION": "tf32" if tf32 else "ieee",
+        "ACC": tl.float64 if dtype.name == "float64" else tl.float32, "PRECISION": "tf32" if "tf32" in kind else "ieee",
         "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k,
         "PIECES": tile.pieces, "GROUP": tile.group, "num_warps": tile.warps, "num_stages": tile.stages,
     }  # fmt: skip
@@ -317,6 +317,3 @@ def _kind(dtype: str, tf32: bool, bulk: bool, wide: bool) -> str:
         return dtype
     words = ["bulk"] * bulk + ["tf32"] * (dtype == "float32")
     return " ".join([*words, *(["narrow"] * (not wide) or ["wide"] * (not bulk))])
-
-
-_alignment, _as_bulk = alignment, as_bulk

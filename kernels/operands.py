@@ -61,12 +61,12 @@ def matrix(v: View) -> Matrix:
 
 
 def as_bulk(operands: list[Matrix], chip: Chip, tf32: bool) -> list[tuple[View, bool]] | None:
-    """The operands as the copy engine can bring them, each with whether it lies along k; None if it cannot, if the chip
-    has none, or if the tensor cores, which it feeds, do not take them."""
+    """The operands as the copy engine can bring them, each with whether it lies along k; None if it cannot, or if the
+    chip has no tensor cores that multiply what lies in shared memory, in this dtype."""
     dtype = operands[0].view.dtype.name
     if dtype == "float64" or (dtype == "float32" and not tf32):
         return None
-    if not chip.name.startswith("sm_") or int(chip.name.removeprefix("sm_")) < 90:
+    if not chip.name.startswith("sm_") or not 90 <= int(chip.name.removeprefix("sm_")) < 120:
         return None
     found = []
     for x in operands:
@@ -146,15 +146,10 @@ def axis_offset(index, axis, ALIGN: tl.constexpr):
     """The offsets of indices along an axis, whose strides ALIGN divides; in 64 bits, as rows × columns can pass 2³¹."""
     sizes, strides = axis
     offset = tl.zeros_like(index).to(tl.int64)
-    for i in tl.static_range(len(sizes)):
-        at: tl.constexpr = len(sizes) - 1 - i
-        stride = aligned(strides[at], ALIGN)
-        if at == 0:
-            offset += index.to(tl.int64) * stride
-        else:
-            offset += (index % sizes[at]).to(tl.int64) * stride
-            index = index // sizes[at]
-    return offset
+    for i in tl.static_range(len(sizes) - 1, 0, -1):
+        offset += (index % sizes[i]).to(tl.int64) * aligned(strides[i], ALIGN)
+        index = index // sizes[i]
+    return offset + index.to(tl.int64) * aligned(strides[0], ALIGN)
 
 
 @triton.jit
