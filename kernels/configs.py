@@ -54,12 +54,13 @@ class Softmax(NamedTuple):
     long_apart: SoftmaxBlock
 
 
-def softmax_held(itemsize: int, backward: bool, log: bool) -> int:
+def softmax_held(itemsize: int, backward: bool, close: bool, log: bool) -> int:
     """In what measure a thread holds more for an element than one number in 32 bits: both arrays of a backward pass
-    count, save what is 16 bits wide and not needed for the sum; float64 also for its exponential, a long subroutine."""
+    count, save what is 16 bits wide and not needed for the sum; float64 also for its exponential, a long subroutine.
+    Tiles of the backward pass whose columns lie apart are made for both arrays as it is."""
     if itemsize == 8:
         return 4
-    return 2 if backward and (itemsize == 4 or not log) else 1
+    return 2 if backward and close and (itemsize == 4 or not log) else 1
 
 
 # 32 to 64 elements a thread: fewer, and what a row costs beside its elements shows; more spill. The comments give, for
@@ -96,13 +97,13 @@ _SOFTMAX_BACKWARD = Softmax(
         SoftmaxTile(16384, 16384, 8),  # 10.6, 2
         SoftmaxTile(32768, 32768, 32, stages=2),  # 12.5, 1; 16 warps spill with float32
     ),
-    apart=(  # half the elements a thread of the forward pass, as there are two arrays
-        SoftmaxTile(64, 4096, 4),  # 15.3, 8
-        SoftmaxTile(256, 8192, 8),  # 15.7, 4
-        SoftmaxTile(1024, 16384, 16),  # 16.4, 2; twice as many columns spill
+    apart=(  # 16 elements a thread: at 32 some dtype or other is at the edge of its registers
+        SoftmaxTile(64, 2048, 4),  # 32 rows: 21.4, 12
+        SoftmaxTile(256, 8192, 16),  # 32 rows: 21.4, 3
+        SoftmaxTile(1024, 16384, 32),  # 16 rows: 22.2, 1
     ),
     long_close=SoftmaxBlock(1, 1024, 16384, 32),  # 14.9
-    long_apart=SoftmaxBlock(32, 1, 8192, 8),  # 18.4, 4
+    long_apart=SoftmaxBlock(32, 1, 4096, 8),
 )
 # Warps of 64 lanes, 512 registers for each, and no copies to shared memory behind a program's back. Its 64 KiB also
 # limit the tiles that are turned on their way from an array whose rows lie close to one whose columns do.

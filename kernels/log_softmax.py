@@ -78,7 +78,7 @@ def _launch(whole: Any, long: Any, arrays: list[View], dim: int, log: bool, back
     vectors = vectors_of(columns, rows, arrays) if close else Vectors(1, False)
 
     chip, wide = chip_of(arrays[-1]), max(x.dtype.itemsize for x in arrays)
-    held = configs.softmax_held(wide, backward and close, log)
+    held = configs.softmax_held(wide, backward, close, log)
     width = triton.next_power_of_2(columns)
     tile = configs.softmax_tile(chip.name, backward, close, width * held, wide)
     args: list[Any] = [part for placed in zip(arrays, rows.strides, strides, strict=True) for part in placed]
