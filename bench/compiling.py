@@ -199,7 +199,7 @@ def _leaves(kind: Any, value: Any) -> Iterator[Any]:
 def rows_of(name: str, case: Case, chip: str) -> list[Row]:
     """A row for each kernel and configuration that a case launches; launches of the same code are one row."""
     found: dict[str, Row] = {}
-    for run in shipped(case, chip):
+    for number, run in enumerate(shipped(case, chip)):
         programs: dict[str, int] = {}
         new: dict[str, tuple[Launch, Any]] = {}
         for launch in run:
@@ -215,7 +215,7 @@ def rows_of(name: str, case: Case, chip: str) -> list[Row]:
                 new.setdefault(code, (launch, kernel))
         for code, (launch, kernel) in new.items():
             row = _row(name, case, launch, kernel, chip, case.elements / programs[code])
-            found[code] = _numbered(row, found.values())
+            found[code] = _numbered(row._replace(alternative=number > 0), found.values())
     return list(found.values())
 
 

@@ -26,7 +26,7 @@ class Instruction(NamedTuple):
 @dataclass(frozen=True)
 class MachineCode:
     registers: int  # of a thread; AMD: vector registers, the accumulation ones among them
-    spilled: int  # bytes of stack and local memory; AMD: of scratch, and spilled registers
+    spilled: int  # bytes of stack and local memory; AMD: of scratch, and vector registers (scalars go to their lanes)
     instructions: tuple[Instruction, ...]
 
     @cached_property
@@ -66,20 +66,29 @@ def of_sass(text: str) -> MachineCode:
     at = {int(address, 16): i for i, (address, *_) in enumerate(lines)}
     found: list[Instruction] = []
     for _, guard, opcode, operands in lines:
-        jump = re.fullmatch(r"(.*\W)0x([0-9a-f]+)\s*", operands) if opcode.startswith("BRA") else None
+        jump = re.fullmatch(r"(.*\W)0x([0-9a-f]+)\s*", operands) if opcode.startswith(("BRA", "CALL")) else None
         always = not guard and not (jump and jump[1].strip())  # BRA.U UP0, 0x80 has its guard among the operands
         leaves = opcode.startswith(("BRA", "BRX", "EXIT", "RET"))
         found.append(Instruction(opcode, (at[int(jump[2], 16)],) if jump else (), not (leaves and always)))
     # A jump by a table, with which warps go to their parts of the work: to anything that follows a dead end.
     starts = tuple(i + 1 for i, instruction in enumerate(found[:-1]) if not instruction.goes_on)
     found = [i._replace(targets=starts) if i.opcode.startswith("BRX") else i for i in found]
+    # The assembler also jumps by CALL, to where no RET follows.
+    straight = [i._replace(targets=()) if i.opcode.startswith("CALL") else i for i in found]
+
+    def returns(start: int) -> bool:
+        reached = _closure(start, partial(_successors, straight)) | {start}
+        return any(straight[i].opcode.startswith("RET") for i in reached)
+
+    calls = [i.opcode.startswith("CALL") and any(map(returns, i.targets)) for i in found]
+    found = [s if is_call else i for i, s, is_call in zip(found, straight, calls, strict=True)]
     return MachineCode(int(usage[1]), int(usage[2]) + int(usage[3]), tuple(found))
 
 
 def of_amdgcn(text: str) -> MachineCode:
     """Read AMD's assembly of one kernel."""
     fields = {name: int(value) for name, value in re.findall(r"^ +(?:- )?\.(\w+): +(\d+)$", text, re.MULTILINE)}
-    spilled = fields["private_segment_fixed_size"] + fields["vgpr_spill_count"] + fields["sgpr_spill_count"]
+    spilled = fields["private_segment_fixed_size"] + fields["vgpr_spill_count"]
     lines: list[tuple[str, str]] = []
     labels: dict[str, int] = {}
     for line in text.partition(".Lfunc_begin0:")[2].partition(".Lfunc_end0:")[0].splitlines():

@@ -103,6 +103,7 @@ class _Reader:
         self._open: list[Loop] = []  # the loops around the current line, the innermost last
         self._loaded: set[str] = set()  # numbers from memory, and what comes of them: as addresses, they scatter
         self._drawn: set[str] = set()  # what comes of atomics: it differs from program to program
+        self._accessed: set[tuple[str, str]] = set()  # by what, through which pointer: the compiler may do it once
         self._lone = 0  # how many branches around the current line hang on such a number: one program takes them
 
     def block(self, lines: Iterator[str]) -> None:
@@ -145,7 +146,7 @@ class _Reader:
         if name == "tt.dot":
             self.products += bool(re.search(r"inputPrecision = tf32|: tensor<[\dx]+x(?:bf16|f16)>", rest))
         if name.startswith(("tt.load", "tt.store", "tt.descriptor", "tt.atomic")):
-            self._moves(name, rest, scattered=names[0] in self._loaded)
+            self._moves(name, rest, names[0])
         if name == "tt.addptr":
             offset = self.values.get(names[1])
             if offset and offset.overflow:
@@ -157,14 +158,15 @@ class _Reader:
             if (name == "tt.load" or self._loaded.intersection(names)) and _differs_along_rows(rest):
                 self._loaded.add(result)
 
-    def _moves(self, name: str, rest: str, scattered: bool) -> None:
+    def _moves(self, name: str, rest: str, pointer: str) -> None:
         if self._open:
             self._open[-1].moves_memory = True
         of = re.search(r": (?:tensor<([\dx]+)x)?!tt\.ptr<[a-z]+(\d+)>", rest)
         if name not in ("tt.load", "tt.store") or of is None:
             return
         load = Load(math.prod(map(int, (of[1] or "1").split("x"))), max(1, int(of[2]) // 8))
-        if not scattered:
+        if pointer not in self._loaded and (name, pointer) not in self._accessed:
+            self._accessed.add((name, pointer))
             self.accesses.append(Access(name.removeprefix("tt."), load.elements * load.itemsize))
         if self._open and name == "tt.load":
             self._open[-1].loads.append(load)

@@ -7,20 +7,20 @@ import triton.language as tl
 
 from .chunk_loss import capped, class_shares, rows_in_chunk, smoothing
 from .matmul import cut, tile_at
-from .operands import bulk_product, pointer_product
+from .operands import aligned, bulk_product, pointer_product
 
 
 @triton.jit
 def finish_tile(
     acc, first_row, first_column, bias_ptr, stride_b, logits_ptr, stride_lr, tiles_ptr, argmax_tiles_ptr, order_ptr,
-    target_ptr, stride_tn, stride_tc, weight_ptr, stride_weight, start, here, rows, columns, classes,
+    target_ptr, stride_tn, stride_tc, weight_ptr, stride_weight, start, here, pitch, columns, classes,
     STATISTICS: tl.constexpr, LABEL_SMOOTHING: tl.constexpr, SOFTCAP: tl.constexpr, INDICES: tl.constexpr,
-    BLOCK_M: tl.constexpr, TILE: tl.constexpr,
+    VECTOR: tl.constexpr, BLOCK_M: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """The logits of a tile to memory, above its rows' maxima, and what it has to say of its rows."""
     ACC: tl.constexpr = acc.dtype
     row, column = first_row + tl.arange(0, BLOCK_M), first_column + tl.arange(0, TILE)
-    exists, inside = row < tl.where(first_column < columns, here, 0), column < columns
+    inside, of_tile = column < columns, (row >= 0) & (first_column < columns)
     if bias_ptr is not None:
         bias = tl.load(bias_ptr + column.to(tl.int64) * stride_b, mask=inside, other=0.0)
         acc += bias.to(ACC)[None, :]
@@ -29,18 +29,21 @@ def finish_tile(
     z = tl.where(inside[None, :], acc, -float("inf"))
     top = tl.max(z, 1)
     above = z - tl.where(top == -float("inf"), 0.0, top)[:, None]
-    out = tiles_ptr + (first_column // TILE).to(tl.int64) * rows + row
-    tl.store(out, top, mask=exists)
+    out = tiles_ptr + (first_column // TILE).to(tl.int64) * pitch + row
+    tl.store(out, top, mask=of_tile)
     if logits_ptr is not None:
+        stride_lr = aligned(stride_lr, VECTOR)
         at = logits_ptr + row.to(tl.int64)[:, None] * stride_lr + column[None, :]
-        tl.store(at, above.to(logits_ptr.dtype.element_ty), mask=exists[:, None] & inside[None, :])
+        above_there = above.to(logits_ptr.dtype.element_ty)
+        tl.store(at, above_there, mask=(row < here)[:, None] & (column < stride_lr)[None, :])
     if STATISTICS:
+        exists = of_tile & (row < here)
         n = tl.load(order_ptr + start + row, mask=exists, other=0).to(tl.int64)
         weight = None
         if weight_ptr is not None and (LABEL_SMOOTHING != 0 or not INDICES):
             weight = tl.load(weight_ptr + column.to(tl.int64) * stride_weight, mask=inside, other=0.0)
-        step = tl.cdiv(columns, TILE).to(tl.int64) * rows
-        tl.store(out + step, tl.sum(tl.exp(above), 1), mask=exists)
+        step = tl.cdiv(columns, TILE).to(tl.int64) * pitch
+        tl.store(out + step, tl.sum(tl.exp(above), 1), mask=of_tile)
         if INDICES:
             # Per row what can be: a tile of q would be made in a layout of its own, and take as long as the product.
             target = tl.load(target_ptr + n * stride_tn, mask=exists, other=-1)
@@ -63,12 +66,12 @@ def finish_tile(
             q = class_shares(target, weight, inside, column, classes, LABEL_SMOOTHING, INDICES, ACC)
             shares = tl.sum(q, 1)
             weighted = tl.sum(tl.where(q == 0, 0.0, q * above), 1)
-        tl.store(out + 2 * step, shares, mask=exists)
-        tl.store(out + 3 * step, weighted, mask=exists)
+        tl.store(out + 2 * step, shares, mask=of_tile)
+        tl.store(out + 3 * step, weighted, mask=of_tile)
         if argmax_tiles_ptr is not None:
             best = tl.min(tl.where(z == top[:, None], column[None, :], columns), 1)
-            at = argmax_tiles_ptr + (first_column // TILE).to(tl.int64) * rows + row
-            tl.store(at, best, mask=exists)
+            at = argmax_tiles_ptr + (first_column // TILE).to(tl.int64) * pitch + row
+            tl.store(at, best, mask=of_tile)
 
 
 @triton.jit
@@ -76,15 +79,15 @@ def logits_kernel(
     x, x_rows, x_columns,  # (rows, K): a descriptor; or a pointer and its axes
     w, w_rows, w_columns,  # (columns, K): likewise
     bias_ptr, stride_b,  # (columns) or None
-    logits_ptr, stride_lr,  # (rows, columns) out, or None
-    tiles_ptr,  # (4, tiles, rows) out, the maxima alone if not STATISTICS
-    argmax_tiles_ptr,  # (tiles, rows) out, or None
+    logits_ptr, stride_lr,  # (rows, columns) out, or None; VECTOR divides the stride, and rows are written to their end
+    tiles_ptr,  # (4, tiles, pitch) out, the maxima alone if not STATISTICS; whole tiles of rows
+    argmax_tiles_ptr,  # (tiles, pitch) out, or None
     order_ptr, counts_ptr,
     target_ptr, stride_tn, stride_tc,  # (N) class indices or (N, C) probabilities, of this d
     weight_ptr, stride_weight,  # (C) or None
-    start, rows, columns, features, classes,
+    start, rows, pitch, columns, features, classes,
     STATISTICS: tl.constexpr, LABEL_SMOOTHING: tl.constexpr, SOFTCAP: tl.constexpr, INDICES: tl.constexpr,
-    ACC: tl.constexpr, PRECISION: tl.constexpr, BULK: tl.constexpr, X_ALONG_K: tl.constexpr,
+    VECTOR: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, BULK: tl.constexpr, X_ALONG_K: tl.constexpr,
     W_ALONG_K: tl.constexpr, ALIGN: tl.constexpr, PIECES: tl.constexpr, GROUP: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -109,6 +112,7 @@ def logits_kernel(
             finish_tile(
                 pieces[i], first_row, first_column, bias_ptr, stride_b, logits_ptr, stride_lr, tiles_ptr,
                 argmax_tiles_ptr, order_ptr, target_ptr, stride_tn, stride_tc, weight_ptr, stride_weight, start, here,
-                rows, columns, classes, STATISTICS, LABEL_SMOOTHING, SOFTCAP, INDICES, BLOCK_M, BLOCK_N // PIECES,
+                pitch, columns, classes, STATISTICS, LABEL_SMOOTHING, SOFTCAP, INDICES, VECTOR, BLOCK_M,
+                BLOCK_N // PIECES,
             )  # fmt: skip
             first_column += BLOCK_N // PIECES

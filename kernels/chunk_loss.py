@@ -9,8 +9,8 @@ Per row of logits five numbers decide everything that follows, and are kept in `
 maximum m, the log of the sum S above it, the upstream gradient f of −Σ q·log p, f·Σq/S, and the z-loss's f_z·2λ·lse/S.
 (Not the sum of the last two, which exp(z − m) multiplies both: where p is close to 1, f·Σq·p − f·q all but vanishes,
 and would take the digits of the other with it. And not p from its logarithm, which would cost p as many digits as
-−log p has.) They are put together from what each tile of classes found, in ``tiles_ptr`` (4, tiles, rows): its maximum
-m', Σ exp(z − m'), Σ q and Σ q·(z − m').
+−log p has.) They are put together from what each tile of classes found, in ``tiles_ptr`` (4, tiles, pitch): its maximum
+m', Σ exp(z − m'), Σ q and Σ q·(z − m'). Its rows go on, with numbers of no use, to the end of a tile.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 
 from .activation import tanh
+from .operands import aligned
 
 
 @triton.jit
@@ -152,16 +153,16 @@ def capped(z, SOFTCAP: tl.constexpr):
 
 @triton.jit
 def combine_kernel(
-    tiles_ptr,  # (4, tiles, rows)
-    argmax_tiles_ptr,  # (tiles, rows) or None
+    tiles_ptr,  # (4, tiles, pitch)
+    argmax_tiles_ptr,  # (tiles, pitch) or None
     order_ptr, counts_ptr, sums_ptr,
     target_ptr, stride_tn,  # (N) class indices of this d; not read if probabilities
     upstream_ptr, stride_un,  # 0-d, (N) of this d, or None: 1
     stats_ptr,  # (5, N·D) out
-    losses_ptr,  # (N·D) by place, out, or None: added up later
+    losses_ptr,  # (N·D) by place, out, zeros for places without a target; or None
     loss_ptr, stride_ln,  # (N) of this d, out, or None
     max_ptr, log_sum_ptr, argmax_ptr, stride_sn,  # (N) of this d, out, or None
-    start, rows, tiles, samples, losses, d, classes, ignore_index,
+    start, rows, pitch, tiles, samples, losses, d, classes, ignore_index,
     Z_LOSS: tl.constexpr, INDICES: tl.constexpr, MEAN: tl.constexpr, ROWS: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     """The rows' statistics and losses, from those of their tiles."""
@@ -170,14 +171,15 @@ def combine_kernel(
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     exists = row < here
     tile = tl.arange(0, TILES)
-    part = tiles_ptr + tile.to(tl.int64)[None, :] * rows + row[:, None]
-    step = tiles.to(tl.int64) * rows
+    part = tiles_ptr + tile.to(tl.int64)[None, :] * pitch + row[:, None]
+    step = tiles.to(tl.int64) * pitch
+    of_rows = tl.where(tl.program_id(0) * ROWS < here, tiles, 0)  # no mask along the rows, so that vectors reach them
 
     # A thread goes through the tiles by itself; the threads of a row put their findings together once, at the end.
     top = tl.full((ROWS, TILES), -float("inf"), ACC)
-    for first in range(0, tiles, TILES):
-        inside = exists[:, None] & (first + tile < tiles)[None, :]
-        m = tl.load(part + tl.cast(first, tl.int64) * rows, mask=inside, other=-float("inf"))
+    for first in range(0, of_rows, TILES):
+        inside = (first + tile < tiles)[None, :]
+        m = tl.load(part + tl.cast(first, tl.int64) * pitch, mask=inside, other=-float("inf"))
         top = tl.where(m > top, m, top)
     top = tl.max(top, 1)
     # A maximum of −inf is a sum of nothing: taken for 0, so that −inf − (−inf) makes no NaN before its time.
@@ -185,9 +187,9 @@ def combine_kernel(
     total = tl.zeros((ROWS, TILES), ACC)
     shares = tl.zeros((ROWS, TILES), ACC)
     weighted = tl.zeros((ROWS, TILES), ACC)  # Σ q·(z − base)
-    for first in range(0, tiles, TILES):
-        inside = exists[:, None] & (first + tile < tiles)[None, :]
-        at = part + tl.cast(first, tl.int64) * rows
+    for first in range(0, of_rows, TILES):
+        inside = (first + tile < tiles)[None, :]
+        at = part + tl.cast(first, tl.int64) * pitch
         m = tl.load(at, mask=inside, other=-float("inf"))
         m = tl.where(m == -float("inf"), 0.0, m)
         # The sum of a tile of −inf is 0, whatever it is scaled by; 0·inf must not come of it.
@@ -221,7 +223,7 @@ def combine_kernel(
             loss += Z_LOSS * lse * lse / by_count
         loss = tl.where(valid, tl.where(poison, float("nan"), loss), 0.0)
         if losses_ptr is not None:
-            tl.store(losses_ptr + (start + row).to(tl.int64) * losses + d, loss, mask=exists)
+            tl.store(losses_ptr + (start + row).to(tl.int64) * losses + d, loss, mask=row < rows)
         else:
             tl.store(loss_ptr + n * stride_ln, loss.to(loss_ptr.dtype.element_ty), mask=exists)
     if max_ptr is not None:
@@ -229,11 +231,11 @@ def combine_kernel(
         tl.store(log_sum_ptr + n * stride_sn, log_sum, mask=exists)
     if argmax_ptr is not None:  # the first of equal logits; 0 for a row of NaN
         best = tl.full((ROWS, TILES), 0, tl.int32) + classes
-        for first in range(0, tiles, TILES):
-            inside = exists[:, None] & (first + tile < tiles)[None, :]
-            offset = tl.cast(first, tl.int64) * rows
+        for first in range(0, of_rows, TILES):
+            inside = (first + tile < tiles)[None, :]
+            offset = tl.cast(first, tl.int64) * pitch
             m = tl.load(part + offset, mask=inside, other=-float("inf"))
-            at = argmax_tiles_ptr + (tile.to(tl.int64)[None, :] * rows + row[:, None] + offset)
+            at = argmax_tiles_ptr + (tile.to(tl.int64)[None, :] * pitch + row[:, None] + offset)
             index = tl.load(at, mask=inside, other=classes)
             best = tl.minimum(best, tl.where(inside & (m == top[:, None]), index, classes))
         best = tl.min(best, 1)
@@ -255,23 +257,24 @@ def combine_kernel(
 @triton.jit
 def gradient_kernel(
     logits_ptr, grad_ptr, stride_lr,  # (rows, columns) in the same memory: logits above their tile's maximum, gradients
-    tiles_ptr,  # (tiles, rows): the maxima
+    tiles_ptr,  # (tiles, pitch): the maxima
     stats_ptr,  # (5, N·D)
     order_ptr, counts_ptr,
     target_ptr, stride_tn, stride_tc,  # (N) class indices or (N, C) probabilities, of this d
     weight_ptr, stride_w,  # (C) or None
     grad_target_ptr, stride_gn, stride_gc,  # (N, C) of this d, out, or None
-    start, rows, samples, losses, d, classes, first_class, columns, ignore_index,
+    start, rows, pitch, samples, losses, d, classes, first_class, columns, ignore_index,
     Z_LOSS: tl.constexpr, LABEL_SMOOTHING: tl.constexpr, SOFTCAP: tl.constexpr, INDICES: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, TILES: tl.constexpr,
+    VECTOR: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     """Logits to gradients in place, f·(Σq·p − q) and the z-loss's, through the soft-cap; a program goes through TILES
     tiles of its rows, whose statistics it reads once.
 
-    The rows beyond the last are made zero, for the product over rows that follows. An element is read and written by
-    one thread alone.
+    The rows beyond the last are made zero, for the product over rows that follows; what pads a row, which VECTOR
+    divides, becomes anything. An element is read and written by one thread alone.
     """
     ACC: tl.constexpr = stats_ptr.dtype.element_ty
+    stride_lr = aligned(stride_lr, VECTOR)
     here = rows_in_chunk(counts_ptr, start, rows)
     if here > 0:
         row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -297,10 +300,11 @@ def gradient_kernel(
             inside = column < columns
             c = (first_class + column).to(tl.int64)
             mask = exists[:, None] & inside[None, :]
+            padded = (column < stride_lr)[None, :]
             offset = row.to(tl.int64)[:, None] * stride_lr + column[None, :]
-            above = tl.load(logits_ptr + offset, mask=mask, other=0.0).to(ACC)
+            above = tl.load(logits_ptr + offset, mask=exists[:, None] & padded, other=0.0).to(ACC)
             there = row < tl.where(tile * COLUMNS < columns, here, 0)
-            base = tl.load(tiles_ptr + tl.cast(tile, tl.int64) * rows + row, mask=there, other=0.0)
+            base = tl.load(tiles_ptr + tl.cast(tile, tl.int64) * pitch + row, mask=there, other=0.0)
             base = tl.where(base == -float("inf"), 0.0, base)
             weight = None
             if weight_ptr is not None:
@@ -318,7 +322,7 @@ def gradient_kernel(
                 t = (above + base[:, None]) / SOFTCAP
                 grad *= 1.0 - t * t
             grad = tl.where(valid, grad, 0.0).to(grad_ptr.dtype.element_ty)
-            tl.store(grad_ptr + offset, grad, mask=(row < rows)[:, None] & inside[None, :])
+            tl.store(grad_ptr + offset, grad, mask=(row < rows)[:, None] & padded)
             if grad_target_ptr is not None:
                 of_target = -(1.0 - LABEL_SMOOTHING) * f * (below_top - log_sum)
                 if weight is not None:
@@ -329,14 +333,15 @@ def gradient_kernel(
 
 @triton.jit
 def column_sums_kernel(
-    grad_ptr, stride_gr,  # (rows, columns) of a chunk
+    grad_ptr, stride_gr,  # (rows, columns) of a chunk, padded as in ``gradient_kernel``
     counts_ptr,
     sums_ptr, stride_s,  # (columns): added to, or begun
     start, rows, columns,
-    FIRST: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    FIRST: tl.constexpr, VECTOR: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """The gradient of the bias: a program adds up all rows of its columns, in their order."""
     ACC: tl.constexpr = sums_ptr.dtype.element_ty
+    stride_gr = aligned(stride_gr, VECTOR)
     here = rows_in_chunk(counts_ptr, start, rows)
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     inside = column < columns
@@ -344,7 +349,7 @@ def column_sums_kernel(
     for first in range(0, here, ROWS):
         row = first + tl.arange(0, ROWS)
         at = grad_ptr + row.to(tl.int64)[:, None] * stride_gr + column[None, :]
-        total += tl.load(at, mask=(row < here)[:, None] & inside[None, :], other=0.0).to(ACC)
+        total += tl.load(at, mask=(row < here)[:, None] & (column < stride_gr)[None, :], other=0.0).to(ACC)
     out = sums_ptr + column.to(tl.int64) * stride_s
     result = tl.sum(total, 0)
     if not FIRST:
@@ -378,9 +383,8 @@ def ignored_kernel(
 
 
 @triton.jit
-def total_kernel(losses_ptr, counts_ptr, sums_ptr, loss_ptr, losses, MEAN: tl.constexpr, BLOCK: tl.constexpr):
+def total_kernel(losses_ptr, sums_ptr, loss_ptr, count, MEAN: tl.constexpr, BLOCK: tl.constexpr):
     """One program: the sum of the rows' losses, in the order of their places."""
-    count = tl.load(counts_ptr) * losses
     lane = tl.arange(0, BLOCK)
     total = tl.zeros((BLOCK,), tl.float64)
     for first in range(0, count, BLOCK):

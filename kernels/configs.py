@@ -6,6 +6,7 @@ table does not name uses that of the closest older one.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple, TypeVar
 
 from .tuning import tunable
@@ -231,6 +232,10 @@ def _of_wider_warps(table: CrossEntropyTable) -> CrossEntropyTable:
 
 CROSS_ENTROPY_ALONG = {"sm_80": _ALONG, "sm_90": _ALONG, "gfx942": _of_wider_warps(_ALONG)}
 CROSS_ENTROPY_ACROSS = {"sm_80": _ACROSS, "sm_90": _ACROSS, "gfx942": _of_wider_warps(_ACROSS)}
+
+
+def cross_entropy_tiles(chip: str, along: bool, kind: str) -> CrossEntropyTiles:
+    return for_chip(CROSS_ENTROPY_ALONG if along else CROSS_ENTROPY_ACROSS, chip)[kind]
 
 
 class NllTile(NamedTuple):
@@ -476,9 +481,20 @@ def logits(chip: str, itemsize: int, indices: bool) -> Logits:
 # another of its rows.
 
 
+Whole = TypeVar("Whole", SoftmaxTile, CrossEntropyTile)
+
+
+def _holding(tiles: Iterable[Whole], columns: int) -> list[Whole]:
+    """The shortest tiles that hold rows of so many columns. Longer ones are made for other numbers of rows."""
+    return [tile for tile in tiles if columns <= tile.columns][:2]
+
+
 def _softmax_tiles(chip: str, backward: bool, close: bool, columns: int, itemsize: int) -> list[SoftmaxTile]:
     table = softmax_table(chip, backward)
-    return [tile for tile in (table.close if close else table.apart) if columns <= tile.columns]
+    if close:
+        return _holding(table.close, columns)
+    # Of tiles for rows much longer, columns would be so few that the addresses of as many rows spill.
+    return [tile for tile in _holding(table.apart, columns) if tile.columns <= max(4 * columns, table.apart[0].columns)]
 
 
 @tunable(_softmax_tiles)
@@ -488,10 +504,8 @@ def softmax_tile(chip: str, backward: bool, close: bool, columns: int, itemsize:
 
 
 def _cross_entropy_tiles(chip: str, along: bool, kind: str, twice: bool, columns: int) -> list[CrossEntropyTile]:
-    tiles = for_chip(CROSS_ENTROPY_ALONG if along else CROSS_ENTROPY_ACROSS, chip)[kind]
-    if columns > tiles.long.columns and not twice:
-        return []
-    return [tile for tile in tiles.whole if columns <= tile.columns]
+    tiles = cross_entropy_tiles(chip, along, kind)
+    return _holding(tiles.whole, columns) if twice or columns <= tiles.long.columns else []
 
 
 @tunable(_cross_entropy_tiles)

@@ -135,14 +135,13 @@ def _plan(
     where = layout(axis, columns, {"indices": target if indices else None, **rows})
     chip = chip_of(logits)
     along = logits.strides[axis] == 1 or where.inner == 1
-    table = configs.for_chip(configs.CROSS_ENTROPY_ALONG if along else configs.CROSS_ENTROPY_ACROSS, chip.name)
     kind = _kind(
         logits.dtype.itemsize,
         costly=bool(o.softcap or not indices or (o.label_smoothing and weight is not None)),
         plain=not (o.label_smoothing or o.z_loss or rows.get("argmax")),
     )
     twice = grad is not None and "loss" in rows  # a long row is read twice only for its statistics and its gradient
-    tile, whole = _tile(table[kind], classes, where.inner, twice)
+    tile, whole = _tile(chip.name, along, kind, twice, classes, where.inner)
     tiles = where.tiles(tile.rows)
     return _Plan(
         where, tile, whole,
@@ -163,14 +162,15 @@ def _kind(itemsize: int, costly: bool, plain: bool) -> str:
 
 
 def _tile(
-    tiles: configs.CrossEntropyTiles, classes: int, inner: int, twice: bool
+    chip: str, along: bool, kind: str, twice: bool, classes: int, inner: int
 ) -> tuple[configs.CrossEntropyTile, bool]:
     """The tile for rows of ``classes``, and whether it holds them whole."""
-    long, columns, most_rows = tiles.long, triton.next_power_of_2(classes), triton.next_power_of_2(inner)
-    for tile in tiles.whole:
-        if columns <= (tile.columns if twice else min(tile.columns, long.columns)):
-            rows = tile.rows * (tile.columns // columns)
-            return tile._replace(rows=max(1, min(rows, most_rows)), columns=columns), True
+    columns, most_rows = triton.next_power_of_2(classes), triton.next_power_of_2(inner)
+    tile = configs.cross_entropy_tile(chip, along, kind, twice, columns)
+    if tile is not None:
+        rows = tile.rows * (tile.columns // columns)
+        return tile._replace(rows=max(1, min(rows, most_rows)), columns=columns), True
+    long = configs.cross_entropy_tiles(chip, along, kind).long
     rows = max(1, min(long.rows, most_rows))
     return long._replace(rows=rows, columns=long.columns * (long.rows // rows)), False
 

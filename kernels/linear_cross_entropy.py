@@ -35,12 +35,13 @@ import triton.language as tl
 
 from . import chunk_loss, configs
 from .chunk_logits import logits_kernel
-from .launch import DType, View, chip_of, descriptor, launch, optional, view
+from .launch import ALIGNMENT, DType, View, chip_of, descriptor, launch, merged, optional, view
 from .matmul import matmul
 from .operands import alignment, as_bulk, matrix
 
 WORKSPACE = 256 << 20  # bytes
 ROWS = 128  # a chunk is a multiple of this: the tallest tile of a product
+COMBINED = 32  # rows whose statistics a program puts together
 FEWEST_ROWS = 512  # what a chunk needs at the least for its products to be worth more than their reading of the weight
 
 
@@ -117,6 +118,11 @@ class _Call:
     def second_pass_bytes(self) -> int:
         return sum(dtype.itemsize * rows * columns for _, dtype, (rows, columns) in self.second_pass())
 
+    def pitch(self, rows: int) -> int:
+        """Statistics are of whole tiles of rows, so that vectors read them, whatever rows there are."""
+        tile = max(self.config.block_m, COMBINED)
+        return triton.cdiv(rows, tile) * tile
+
     def chunks(self, length: int) -> list[tuple[int, int]]:
         """(place of the first sample, samples), at least one."""
         return [(at, min(length, self.samples - at)) for at in range(0, max(1, self.samples), length)]
@@ -132,18 +138,19 @@ def linear_cross_entropy_workspace(
     c = _Call(view(x), view(linear_weight), view(target), o, gradients, grad_weight is not None, tf32)
     p, wide, dtype = c.plan, c.wide.name, c.x.dtype.name
     tiles = triton.cdiv(c.classes, c.config.tile)
+    statistics = max(4 * tiles * c.pitch(p.chunk), triton.cdiv(p.block, c.config.tile) * c.pitch(p.block_chunk))
     buffers: dict[str, tuple[tuple[int, ...], str]] = {
         "order": ((max(1, c.samples),), "int32"),
         "counts": ((2,), "int32"),
         "sums": ((2,), "float64"),
         "stats": ((5, c.samples * c.losses), wide),
         "x": ((p.chunk, c.features), dtype),
-        "tiles": ((max(4 * tiles * p.chunk, triton.cdiv(p.block, c.config.tile) * p.block_chunk),), wide),
+        "tiles": ((statistics,), wide),
     }
     if loss is not None and o.reduction != "none":
         buffers["losses"] = ((c.samples * c.losses,), wide)
     if argmax is not None:
-        buffers["argmax_tiles"] = ((tiles, p.chunk), "int32")
+        buffers["argmax_tiles"] = ((tiles, c.pitch(p.chunk)), "int32")
     if gradients:
         first = p.chunk * _padded(c.classes, c.x.dtype.itemsize)
         buffers["logits"] = ((max(first, c.second_pass_bytes() // c.x.dtype.itemsize),), dtype)
@@ -249,7 +256,7 @@ class _Run:
         launch(
             chunk_loss.prepare_kernel, (1,), t, *strides, self.weight, self.stride_w, self.order, self.counts,
             self.sums, flag, c.samples, c.losses, c.classes, self.ignore_index, INDICES=c.indices, KEEP_ALL=keep_all,
-            BLOCK=512, num_warps=4,
+            BLOCK=512, num_warps=4, num_stages=1,
         )  # fmt: skip
 
     def begin_second_pass(self) -> None:
@@ -273,14 +280,18 @@ class _Run:
             c.features, ROWS=32, COLUMNS=block, num_warps=4,
         )  # fmt: skip
 
-    def _logits(self, rows: int, classes: int) -> View:
+    def _padded_logits(self, rows: int, classes: int) -> View:
         pitch = _padded(classes, self.call.x.dtype.itemsize)
-        return self.buffers["logits"].viewed((rows, classes), (pitch, 1))
+        return self.buffers["logits"].viewed((rows, pitch), (pitch, 1))
+
+    def _logits(self, rows: int, classes: int) -> View:
+        return self._padded_logits(rows, classes).narrow(1, 0, classes)
 
     def _kept(self, rows: int, classes: int) -> View:
-        """The same memory before the gradients are made. Logits of 16-bit inputs are float16 above their tile's
-        maximum: what counts in a row is close to it, and float16 is the finer there, by far."""
-        logits = self._logits(rows, classes)
+        """The same memory before the gradients are made, with what rows are padded by, so that vectors reach their end.
+        Logits of 16-bit inputs are float16 above their tile's maximum: what counts in a row is close to it, and float16
+        is the finer there, by far."""
+        logits = self._padded_logits(rows, classes)
         return replace(logits, dtype=DType("float16")) if logits.dtype.itemsize == 2 else logits
 
     def logits(self, start: int, rows: int, d: int, first: int, classes: int, made: _Made, statistics: bool) -> None:
@@ -310,7 +321,8 @@ class _Run:
             self.buffers["tiles"],
             self.buffers["argmax_tiles"] if statistics and made.argmax is not None else None,
             self.order, self.counts, target, stride_tn, stride_tc, self.weight, self.stride_w,
-            start, rows, classes, c.features, c.classes, STATISTICS=statistics, **self.q, ACC=getattr(tl, c.wide.name),
+            start, rows, c.pitch(rows), classes, c.features, c.classes, STATISTICS=statistics, **self.q,
+            VECTOR=ALIGNMENT // c.x.dtype.itemsize, ACC=getattr(tl, c.wide.name),
             PRECISION="tf32" if c.tf32 else "ieee", BULK=bulk is not None,
             X_ALONG_K=along[0], W_ALONG_K=along[1], ALIGN=1 if bulk else alignment(operands, along),
             PIECES=config.pieces, GROUP=config.group, BLOCK_M=config.block_m, BLOCK_N=config.block_n,
@@ -330,17 +342,17 @@ class _Run:
         top, log_sum = (None, None) if made.lse is None else (made.lse.select(0, i).select(1, d) for i in (0, 1))
         argmax = None if made.argmax is None else made.argmax.select(1, d)
         launch(
-            chunk_loss.combine_kernel, (triton.cdiv(rows, 32),), self.buffers["tiles"],
+            chunk_loss.combine_kernel, (triton.cdiv(rows, COMBINED),), self.buffers["tiles"],
             self.buffers.get("argmax_tiles"), self.order, self.counts, self.sums, target, stride_tn, upstream,
             stride_un, self.buffers["stats"],
             self.buffers.get("losses"), loss, 0 if loss is None else loss.strides[0], top, log_sum, argmax, c.losses,
-            start, rows, triton.cdiv(c.classes, c.config.tile), c.samples, c.losses, d, c.classes, self.ignore_index,
-            Z_LOSS=c.o.z_loss, INDICES=c.indices, MEAN=mean, ROWS=32, TILES=32, num_warps=4,
+            start, rows, c.pitch(rows), triton.cdiv(c.classes, c.config.tile), c.samples, c.losses, d, c.classes,
+            self.ignore_index, Z_LOSS=c.o.z_loss, INDICES=c.indices, MEAN=mean, ROWS=COMBINED, TILES=32, num_warps=4,
         )  # fmt: skip
 
     def gradient(self, start: int, rows: int, d: int, first: int, classes: int, grad_target: View | None) -> None:
         """The chunk's logits become their gradients."""
-        c, logits, tile = self.call, self._logits(rows, classes), self.call.config.tile
+        c, logits, tile = self.call, self._padded_logits(rows, classes), self.call.config.tile
         target, stride_tn, stride_tc = self._target(d)
         of_target = None if grad_target is None else grad_target.select(2, d)
         height = max(1, (1024 if c.x.dtype.itemsize == 8 else 2048) // tile)  # 16 elements a thread; 8 of float64
@@ -350,9 +362,9 @@ class _Run:
             chunk_loss.gradient_kernel, grid, self._kept(rows, classes), logits, logits.strides[0],
             self.buffers["tiles"], self.buffers["stats"], self.order, self.counts,
             target, stride_tn, stride_tc, self.weight, self.stride_w, of_target,
-            *((0, 0) if of_target is None else of_target.strides), start, rows, c.samples, c.losses, d, c.classes,
-            first, classes, self.ignore_index, Z_LOSS=c.o.z_loss, **self.q, ROWS=height, COLUMNS=tile, TILES=tiles,
-            num_warps=4,
+            *((0, 0) if of_target is None else of_target.strides), start, rows, c.pitch(rows), c.samples, c.losses, d,
+            c.classes, first, classes, self.ignore_index, Z_LOSS=c.o.z_loss, **self.q,
+            VECTOR=ALIGNMENT // c.x.dtype.itemsize, ROWS=height, COLUMNS=tile, TILES=tiles, num_warps=4,
         )  # fmt: skip
 
     def grad_input(self, start: int, rows: int, d: int, out: View) -> None:
@@ -385,19 +397,21 @@ class _Run:
     def _convert(self, sums: View, out: View, by_order_from: int | None = None) -> None:
         order, counts = (None, None) if by_order_from is None else (self.order, self.counts)
         rows, columns = sums.shape
+        height, width = (8, 256) if rows > 1 else (1, 2048)
         launch(
-            chunk_loss.convert_kernel, (triton.cdiv(rows, 8), triton.cdiv(columns, 256)), sums, sums.strides[0],
-            out, *out.strides, order, counts, by_order_from or 0, rows, columns, ROWS=8, COLUMNS=256, num_warps=4,
+            chunk_loss.convert_kernel, (triton.cdiv(rows, height), triton.cdiv(columns, width)), sums, sums.strides[0],
+            out, *out.strides, order, counts, by_order_from or 0, rows, columns, ROWS=height, COLUMNS=width,
+            num_warps=4,
         )  # fmt: skip
 
     def grad_bias(self, start: int, rows: int, d: int, out: View) -> None:
         """db = Σ dZ."""
         sums = self.buffers.get("grad_bias", out).select(1, d)
-        logits = self._logits(rows, self.call.classes)
+        logits = self._padded_logits(rows, self.call.classes)
         launch(
             chunk_loss.column_sums_kernel, (triton.cdiv(self.call.classes, 64),), logits, logits.strides[0],
-            self.counts, sums, sums.strides[0], start, rows, self.call.classes, FIRST=start == 0, ROWS=64,
-            COLUMNS=64, num_warps=4,
+            self.counts, sums, sums.strides[0], start, rows, self.call.classes, FIRST=start == 0,
+            VECTOR=ALIGNMENT // logits.dtype.itemsize, ROWS=64, COLUMNS=64, num_warps=4,
         )  # fmt: skip
 
     def finish(self, made: _Made) -> None:
@@ -405,7 +419,7 @@ class _Run:
         c, mean = self.call, self.call.o.reduction == "mean"
         if made.loss is not None and c.o.reduction != "none":
             launch(
-                chunk_loss.total_kernel, (1,), self.buffers["losses"], self.counts, self.sums, made.loss, c.losses,
+                chunk_loss.total_kernel, (1,), self.buffers["losses"], self.sums, made.loss, c.samples * c.losses,
                 MEAN=mean, BLOCK=1024, num_warps=4,
             )  # fmt: skip
         loss = made.loss if c.o.reduction == "none" else None
@@ -417,4 +431,10 @@ class _Run:
                 COLUMNS=1024, num_warps=4,
             )  # fmt: skip
         if made.grad_bias is not None and "grad_bias" in self.buffers:
-            self._convert(self.buffers["grad_bias"], made.grad_bias)
+            sums, out = self.buffers["grad_bias"], made.grad_bias
+            sizes, strides = merged(sums.shape, sums.strides, out.strides)
+            if len(sizes) < 2:  # one row of all, rather than rows of few
+                sums, out = (
+                    x.viewed((1, x.size), (0, *(s or (1,)))) for x, s in zip((sums, out), strides, strict=True)
+                )
+            self._convert(sums, out)

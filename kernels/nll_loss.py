@@ -138,7 +138,7 @@ def spread_gradient_kernel(
 ):  # fmt: skip
     """−f·w[t] at the target, 0 elsewhere; NaN all along a row whose target is out of range."""
     ACC: tl.constexpr = tl.float64 if grad.ptr.dtype.element_ty == tl.float64 else tl.float32
-    by_share, _ = denominators(sums_ptr, sums, MEAN, SUMS)
+    by_share, _by_count = denominators(sums_ptr, sums, MEAN, SUMS)
     limit = classes // ALIGN * ALIGN if ALONG_COLUMNS else classes
     pieces = tl.cdiv(classes, COLUMNS)
     for piece in range(tl.program_id(0), tiles * pieces, programs):

@@ -84,9 +84,10 @@ def alignment(operands: list[Matrix], along: list[bool], limit: View | None = No
     """How many elements of every operand can be loaded at once. ``along`` says of each whether it lies along k; a limit
     of m or k that only the device knows divides into nothing."""
     elements = ALIGNMENT
-    for x, along_k in zip(operands, along, strict=True):
+    for i, (x, along_k) in enumerate(zip(operands, along, strict=True)):
         dense, other = (x.columns, x.rows) if along_k else (x.rows, x.columns)
-        if not dense.is_dense or (limit is not None and along_k == limit_k):
+        limited = limit is not None and along_k == limit_k and (limit_k or i == 0)
+        if limited or not dense.is_dense:
             return 1
         elements = min(elements, vector(x.view, dense.size, *other.strides))
     return elements

@@ -20,8 +20,9 @@ from test_contract import LOSS_OPTIONS, cross_entropy_case, nll_loss_case
 import tilegrad as tg
 import tilegrad.nn.functional as F
 from tilegrad import kernels, reference
-from tilegrad.kernels import configs
+from tilegrad.kernels import configs, row_losses
 from tilegrad.kernels.configs import CrossEntropyTile, CrossEntropyTiles, NllTile
+from tilegrad.kernels.launch import view
 from tilegrad.reference import LossOptions
 
 Sanitized = Callable[..., Sanitizer]
@@ -456,6 +457,27 @@ def test_backward_takes_two_launches_at_most(sanitized: Sanitized, reduction: st
     assert [launch.name for launch in san.launches].count("whole_rows_kernel") == 1
     names = {launch.name for launch in san.launches} - {"scale_kernel"}
     assert names == ({"prepare_kernel", "whole_rows_kernel"} if reduction == "mean" else {"whole_rows_kernel"})
+
+
+@settings(max_examples=200, deadline=None, derandomize=True, phases=[Phase.generate])
+@given(data=st.data(), shape=shapes, dtypes=st.tuples(*[st.sampled_from([np.float32, np.float16, np.int8])] * 2))
+def test_vectors_begin_where_the_compiler_is_told(data: st.DataObject, shape: tuple[int, ...], dtypes: Any) -> None:
+    """Nothing that is interpreted would show it: an access of several elements that is not on a multiple of them."""
+    shape = tuple(data.draw(st.sampled_from([1, 4, 8])) * n for n in shape)
+    axis = 1 if len(shape) > 1 else 0
+    views = [view(placed(data, shape, dtype, False)) for dtype in dtypes]
+    where = row_losses.layout(axis, dict(zip("ab", views, strict=True)), {})
+    width = row_losses.vector(where, shape[axis], *where.arrays.values())
+    for x in where.arrays.values():
+        steps, sizes = (*x.outer, x.inner, x.column), (*where.outer, where.inner, shape[axis])
+        along = len(steps) - (1 if all(y.column == 1 for y in where.arrays.values()) else 2)
+        if width > 1:
+            assert steps[along] == 1
+            assert sizes[along] % width == 0
+        places = [range(0, n, width) if i == along else range(n) for i, n in enumerate(sizes)]
+        offsets = sum(np.ix_(*[np.array(p) * s for p, s in zip(places, steps, strict=True)]), np.zeros((), int))
+        itemsize = x.ptr.dtype.itemsize
+        assert ((x.ptr.address + offsets * itemsize) % (width * itemsize) == 0).all()
 
 
 # --- programs together ------------------------------------------------------------------------------------------------

@@ -185,6 +185,8 @@ class OfNumpy(Toy):
 LOOKUPS = {
     "log_softmax": ("softmax_tile", (5, 100)),
     "log_softmax_backward": ("softmax_tile", (5, 100)),
+    "cross_entropy": ("cross_entropy_tile", (5, 100)),
+    "cross_entropy_backward": ("cross_entropy_tile", (5, 100)),
     "linear": ("matmul_tile", (40, 50, 70)),
     "linear_backward": ("matmul_tile", (40, 50, 70)),
     "linear_cross_entropy": ("matmul_tile", (40, 50, 70)),
@@ -192,7 +194,7 @@ LOOKUPS = {
 
 
 @pytest.mark.usefixtures("real")
-@pytest.mark.parametrize("op", LOOKUPS)
+@pytest.mark.parametrize("op", tuner.OPERATIONS)
 def test_every_row_that_ships_gives_the_same_output(
     op: str, sanitized: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ):

@@ -250,27 +250,30 @@ SIZES = st.one_of(st.integers(1, 300), st.integers(1, 2**20))
 
 @settings(max_examples=200, derandomize=True, deadline=None)
 @given(CHIPS, st.booleans(), st.booleans(), POWERS, st.sampled_from([2, 4, 8]))
-def test_a_softmax_may_take_any_tile_that_holds_its_rows(
+def test_a_softmax_may_take_tiles_that_hold_its_rows(
     chip: str, backward: bool, close: bool, columns: int, itemsize: int
 ):
     tables = configs.SOFTMAX_BACKWARD if backward else configs.SOFTMAX
     table = configs.for_chip(tables, chip)
     shipped = table.close if close else table.apart
     found = REAL["softmax_tile"].shipped(chip, backward, close, columns, itemsize)
-    assert found == [row for row in shipped if row.columns >= columns]
+    holding = [row for row in shipped if row.columns >= columns]
+    assert found[:1] == holding[:1]
+    assert set(found) <= set(holding)
+    assert len(found) > 1 or len(holding) < 2 or not close
     assert configs.softmax_tile(chip, backward, close, columns, itemsize) == (found[0] if found else None)
 
 
 @settings(max_examples=200, derandomize=True, deadline=None)
 @given(CHIPS, st.booleans(), st.data(), st.booleans(), POWERS)
-def test_a_cross_entropy_may_take_any_tile_that_holds_its_rows(
+def test_a_cross_entropy_may_take_tiles_that_hold_its_rows(
     chip: str, along: bool, data: st.DataObject, twice: bool, columns: int
 ):
     table = configs.for_chip(configs.CROSS_ENTROPY_ALONG if along else configs.CROSS_ENTROPY_ACROSS, chip)
     kind = data.draw(st.sampled_from(sorted(table)))
     found = REAL["cross_entropy_tile"].shipped(chip, along, kind, twice, columns)
     whole = [row for row in table[kind].whole if row.columns >= columns]
-    assert found == (whole if twice or columns <= table[kind].long.columns else [])
+    assert found == (whole[:2] if twice or columns <= table[kind].long.columns else [])
     assert configs.cross_entropy_tile(chip, along, kind, twice, columns) == (found[0] if found else None)
 
 
