@@ -6,7 +6,7 @@ table does not name uses that of the closest older one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple, TypeVar
 
 from .tuning import tunable
@@ -295,7 +295,7 @@ _SM_90_MATMUL = {
     "narrow": (Tile(128, 128, 32, 8, 3, 4), Tile(64, 64, 32, 4, 3, 2)),  # loads by elements fill no deeper tile
     "tf32 wide": (Tile(128, 128, 32, 8, 3, 2), Tile(64, 64, 32, 4, 3)),
     "tf32 narrow": (Tile(128, 128, 32, 8, 3, 4), Tile(64, 64, 32, 4, 3, 2)),
-    "float32": (Tile(128, 64, 16, 8, 3), Tile(64, 64, 16, 8, 3)),  # no tensor cores: 32 and 16 sums a thread
+    "float32": (Tile(128, 64, 16, 8, 3), Tile(64, 64, 16, 8, 2)),  # no tensor cores: 32 and 16 sums a thread
     "float64": (Tile(64, 64, 16, 8, 2), Tile(32, 32, 16, 4, 3)),  # 16 and 8 sums, of two registers each
 }
 _SM_80_MATMUL = {
@@ -484,17 +484,18 @@ def logits(chip: str, itemsize: int, indices: bool) -> Logits:
 Whole = TypeVar("Whole", SoftmaxTile, CrossEntropyTile)
 
 
-def _holding(tiles: Iterable[Whole], columns: int) -> list[Whole]:
-    """The shortest tiles that hold rows of so many columns. Longer ones are made for other numbers of rows."""
-    return [tile for tile in tiles if columns <= tile.columns][:2]
+def _holding(tiles: Iterable[Whole], columns: int, suits_shorter: Callable[[Whole], bool]) -> list[Whole]:
+    """The tile for rows of ``columns``, and the next one, if it suits rows shorter than its own."""
+    first, second, *_ = (*(tile for tile in tiles if columns <= tile.columns), None, None)
+    return [tile for tile in (first, second) if tile and (tile is first or suits_shorter(tile))]
 
 
 def _softmax_tiles(chip: str, backward: bool, close: bool, columns: int, itemsize: int) -> list[SoftmaxTile]:
     table = softmax_table(chip, backward)
     if close:
-        return _holding(table.close, columns)
-    # Of tiles for rows much longer, columns would be so few that the addresses of as many rows spill.
-    return [tile for tile in _holding(table.apart, columns) if tile.columns <= max(4 * columns, table.apart[0].columns)]
+        return _holding(table.close, columns, lambda tile: tile.stages == 1)
+    # Of much shorter rows, it would be so many that their addresses spill.
+    return _holding(table.apart, columns, lambda tile: tile.columns <= 4 * columns)
 
 
 @tunable(_softmax_tiles)
@@ -505,7 +506,10 @@ def softmax_tile(chip: str, backward: bool, close: bool, columns: int, itemsize:
 
 def _cross_entropy_tiles(chip: str, along: bool, kind: str, twice: bool, columns: int) -> list[CrossEntropyTile]:
     tiles = cross_entropy_tiles(chip, along, kind)
-    return _holding(tiles.whole, columns) if twice or columns <= tiles.long.columns else []
+    if columns > tiles.long.columns and not twice:
+        return []
+    # Registers are limited to what a single row takes.
+    return _holding(tiles.whole, columns, lambda tile: tile.registers in (None, 255))
 
 
 @tunable(_cross_entropy_tiles)

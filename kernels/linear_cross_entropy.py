@@ -406,12 +406,12 @@ class _Run:
 
     def grad_bias(self, start: int, rows: int, d: int, out: View) -> None:
         """db = Σ dZ."""
-        sums = self.buffers.get("grad_bias", out).select(1, d)
-        logits = self._padded_logits(rows, self.call.classes)
+        c, sums = self.call, self.buffers.get("grad_bias", out).select(1, d)
+        logits = self._padded_logits(rows, c.classes)
         launch(
-            chunk_loss.column_sums_kernel, (triton.cdiv(self.call.classes, 64),), logits, logits.strides[0],
-            self.counts, sums, sums.strides[0], start, rows, self.call.classes, FIRST=start == 0,
-            VECTOR=ALIGNMENT // logits.dtype.itemsize, ROWS=64, COLUMNS=64, num_warps=4,
+            chunk_loss.column_sums_kernel, (triton.cdiv(c.classes, 64),), logits, logits.strides[0],
+            self.counts, sums, sums.strides[0], start, rows, c.classes, FIRST=start == 0,
+            VECTOR=ALIGNMENT // logits.dtype.itemsize, ROWS=256 // c.wide.itemsize, COLUMNS=64, num_warps=4,
         )  # fmt: skip
 
     def finish(self, made: _Made) -> None:
