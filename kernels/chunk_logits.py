@@ -20,7 +20,7 @@ def finish_tile(
     """The logits of a tile to memory, above its rows' maxima, and what it has to say of its rows."""
     ACC: tl.constexpr = acc.dtype
     row, column = first_row + tl.arange(0, BLOCK_M), first_column + tl.arange(0, TILE)
-    inside, of_tile = column < columns, (row >= 0) & (first_column < columns)
+    inside, of_tile = column < columns, row < tl.where(first_column < columns, first_row + BLOCK_M, 0)
     if bias_ptr is not None:
         bias = tl.load(bias_ptr + column.to(tl.int64) * stride_b, mask=inside, other=0.0)
         acc += bias.to(ACC)[None, :]
