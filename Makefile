@@ -14,14 +14,14 @@ demo: .venv-demo/installed
 	.venv-demo/bin/tilegrad train --dataset digits --plot
 
 test: .venv-test/installed
-	.venv-test/bin/pytest $(addprefix --ignore=,$(UNFINISHED))
+	.venv-test/bin/pytest $(IN_PARALLEL)
 
-# Suites of the kernels that are still being written: run them by name.
-UNFINISHED := tests/test_static.py $(addprefix tests/test_kernel_,softmax.py cross_entropy.py linear.py)
+# A process for each core, which takes whole files.
+IN_PARALLEL := --numprocesses=auto --dist=loadfile
 
 # All that touches Triton, under its newest version.
 test-newest-triton: .venv-test/installed .triton-$(NEWEST_TRITON)/installed
-	PYTHONPATH=.triton-$(NEWEST_TRITON) .venv-test/bin/pytest $(KERNEL_TESTS)
+	PYTHONPATH=.triton-$(NEWEST_TRITON) .venv-test/bin/pytest $(IN_PARALLEL) $(KERNEL_TESTS)
 
 KERNEL_TESTS := tests/test_sanitizer.py tests/test_static.py tests/test_host_path.py $(wildcard tests/test_kernel_*.py)
 

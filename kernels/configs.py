@@ -453,7 +453,7 @@ LOGITS = {
     "sm_90": {
         2: Logits(128, 256, 64, 8, 3, pieces=4),  # the widest tile whose sums two warpgroups can hold
         4: Logits(128, 128, 32, 8, 3, pieces=4),
-        8: Logits(64, 64, 16, 8, 2),
+        8: Logits(64, 64, 16, 8, 2, pieces=2),
     },
     "gfx942": {2: Logits(128, 64, 64, 8, 2), 4: Logits(64, 64, 16, 8, 2), 8: Logits(64, 64, 16, 8, 2)},
 }
