@@ -20,7 +20,7 @@ from kinds import DTYPES, as_torch, values
 from standin import driver
 from standin.cupy_arrays import Cupy
 from standin.process import in_its_own_process
-from test_contract import Judge
+from test_contract import Judge, worst
 
 pytest.importorskip("triton.experimental.gluon")
 
@@ -100,7 +100,7 @@ def multiply(
     judge.add("value", values(as_torch(np.array(out))), results[0][0], results[1][0])
     if z is not None:
         judge.add("pre-activation", values(as_torch(np.array(z))), results[0][1], results[1][1])
-    return max(judge.ratios)
+    return worst(judge.errors)
 
 
 def doubled(x: Any) -> Any:
