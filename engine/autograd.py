@@ -51,6 +51,7 @@ def _add(a: Any, b: Any) -> Any:
 def _walk(roots: Sequence[tuple[Edge, Any]], keep_graph: bool, create_graph: bool, take: _Taker) -> None:
     """Run the graph backwards from ``roots`` (edge, gradient); what arrives anywhere is offered to ``take``."""
     pending: dict[Any, list[Any]] = {}
+    owned: dict[Any, list[bool]] = {}  # which of those belong to nobody else
 
     def deliver(edge: Edge, grad: Any, shared: bool) -> None:
         target, i = edge
@@ -58,6 +59,8 @@ def _walk(roots: Sequence[tuple[Edge, Any]], keep_graph: bool, create_graph: boo
             take.leaf(target, grad, shared)
         else:
             slots = pending.setdefault(target, [None] * len(target._outputs))
+            own = owned.setdefault(target, [False] * len(target._outputs))
+            own[i] = slots[i] is not None or not shared
             slots[i] = _add(slots[i], grad)
 
     for edge, grad in roots:
@@ -68,11 +71,12 @@ def _walk(roots: Sequence[tuple[Edge, Any]], keep_graph: bool, create_graph: boo
         if grads is None:
             continue
         take.node(node, grads)
+        own = [g for g, is_own in zip(grads, owned.pop(node), strict=True) if is_own]
         results = node._run_backward(grads, create_graph)
         for edge, grad in zip(node.edges, results, strict=False):
             if edge is not None and grad is not None:
                 with _device_of(grad):
-                    deliver(edge, _fitted(edge, grad, node), not _is_fresh(grad, grads, results, node, keep_graph))
+                    deliver(edge, _fitted(edge, grad, node), not _is_fresh(grad, own, grads, results, node, keep_graph))
         if not keep_graph:
             node._free()
     take.rest(pending)
@@ -148,10 +152,17 @@ def _fitted(edge: Edge, grad: Any, node: Any) -> Any:
     return grad if grad.dtype == dt else grad.astype(dt)
 
 
-def _is_fresh(grad: Any, grads: Sequence[Any], results: Sequence[Any], node: Any, keep_graph: bool) -> bool:
-    """Whether a gradient's memory belongs to nobody else, so that a leaf may take it over without a copy."""
-    if isinstance(grad, Variable) or grad.base is not None or any(grad is g for g in grads):
+def _is_fresh(
+    grad: Any, own: Sequence[Any], grads: Sequence[Any], results: Sequence[Any], node: Any, keep_graph: bool
+) -> bool:
+    """Whether a gradient's memory belongs to nobody else, so that a leaf may take it over without a copy: it was made
+    here, or is another view of all of a gradient that came here in the same way."""
+    if isinstance(grad, Variable) or any(grad is g for g in grads):
         return False
+    if grad.base is not None:
+        of_base = sum(r is grad.base or getattr(r, "base", None) is grad.base for r in results)
+        whole = any(grad.base is g or grad.base is g.base for g in own if grad.size == g.size)
+        return whole and of_base == 1 and grad.flags.c_contiguous
     if sum(grad is r for r in results) > 1 or any(grad is s.array for s in node._saved if isinstance(s, _Saved)):
         return False
     return not (keep_graph and any(grad is k for k in getattr(node, "_kept", ())))

@@ -304,6 +304,37 @@ def test_the_hessian_of_a_small_network():
 # --- leaves and intermediates -----------------------------------------------------------------------------------------
 
 
+def test_a_gradient_that_is_reshaped_on_its_way_becomes_the_leafs_own():
+    made = []
+
+    class Doubled(Function):
+        @staticmethod
+        def forward(ctx: Any, x: Any) -> Any:
+            return x * 2
+
+        @staticmethod
+        def backward(ctx: Any, grad: Any) -> Any:
+            made.append(grad * 2)
+            return made[0]
+
+    x = tg.ones(2, 6, requires_grad=True)
+    Doubled.apply(x.reshape(3, 4).reshape(12)).backward(tg.arange(12.0))
+    assert np.shares_memory(x.grad.numpy(), made[0].numpy())
+    np.testing.assert_array_equal(x.grad.numpy(), 2 * np.arange(12.0).reshape(2, 6))
+
+
+def test_a_gradient_that_is_reshaped_for_several_stays_one_for_each():
+    x, y = tg.ones(2, 6, requires_grad=True), tg.ones(2, 6, requires_grad=True)
+    z = x.reshape(12) + y.reshape(12)
+    upstream = tg.arange(12.0)
+    (z * 1).backward(upstream)
+    x.grad.add_(1)
+    y.grad.add_(2)
+    np.testing.assert_array_equal(x.grad.numpy(), np.arange(12.0).reshape(2, 6) + 1)
+    np.testing.assert_array_equal(y.grad.numpy(), np.arange(12.0).reshape(2, 6) + 2)
+    np.testing.assert_array_equal(upstream.numpy(), np.arange(12.0))
+
+
 @pytest.mark.parametrize("lib", BOTH)
 def test_retain_grad(lib: Any):
     x = lib.tensor([1.0, 2.0], requires_grad=True)

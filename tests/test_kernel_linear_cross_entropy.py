@@ -135,6 +135,20 @@ def test_sums_over_chunks_are_wide(small_workspace: Callable[..., None]) -> None
     assert furthest(cut.grads[1], expected) <= 2.0**-9
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_gradient_next_to_zero_is_precise(dtype: str) -> None:
+    """p − 1 of a target that is almost certain: p rounded to 16 bits would be 1, or 1 − 2⁻⁹."""
+    problem = Problem(3, 1, 40, dtype)
+    problem.x[:] = 1
+    problem.weight[:] = 0
+    problem.weight[4] = 10
+    problem.target[:] = 4
+    made, _ = problem.run(o=LossOptions("sum"))
+    exact = -39 * math.exp(-10) / (1 + 39 * math.exp(-10))
+    np.testing.assert_allclose(values(made.grads[0]), 10 * exact, rtol=2**-8)
+    np.testing.assert_allclose(values(made.grads[1])[4], 3 * exact, rtol=2**-8)
+
+
 # --- what it costs ----------------------------------------------------------------------------------------------------
 
 
