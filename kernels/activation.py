@@ -184,7 +184,8 @@ def mish_grad(z):
     e = tl.exp(tl.minimum(z, SOFTPLUS_THRESHOLD))
     w = e * (e + 2.0)
     s = 1.0 / (w + 2.0)
-    return tl.where(z > SOFTPLUS_THRESHOLD, 1.0, w * s + z * ((4.0 * e * s) * ((1.0 + e) * s)))
+    slope = tl.where(z > SOFTPLUS_THRESHOLD, 0.0, (4.0 * e * s) * ((1.0 + e) * s))
+    return w * s + z * slope
 
 
 class Activation(NamedTuple):

@@ -275,7 +275,7 @@ class Tile(NamedTuple):
 #
 # A tile of m × n needs m + n rows of operands for m·n sums: the larger, the fewer bytes come from the L2 cache for each
 # product, until registers or shared memory end it. Epilogues work on pieces of 64 columns: in halves of a tile of 256
-# GELU spills on sm_90, in quarters it does not (217 registers). All figures are the compiler's; none was measured.
+# GELU spills on sm_90, in quarters it does not (185 registers). All figures are the compiler's; none was measured.
 _SM_90_MATMUL = {
     "bulk": (
         Tile(128, 256, 64, 8, 4, 4),  # 128 sums a thread of two warpgroups; 4 stages: 208 KiB of 227

@@ -244,6 +244,11 @@ def test_activations_at_the_ends_of_the_numbers(name: str) -> None:
     finite = SPECIAL[np.isfinite(SPECIAL)]
     slopes = z.grad.numpy()[np.isfinite(SPECIAL)]
     np.testing.assert_allclose(applied(ACTIVATIONS[name].grad, finite.astype(np.float32)), slopes, rtol=1e-6, atol=1e-6)
+    with np.errstate(invalid="ignore"):
+        expected = REFERENCE[name].grad(np, SPECIAL)
+    np.testing.assert_array_equal(
+        np.isnan(applied(ACTIVATIONS[name].grad, SPECIAL.astype(np.float32))), np.isnan(expected)
+    )
 
 
 def test_tanh_reaches_one() -> None:
