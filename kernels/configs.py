@@ -486,8 +486,8 @@ Whole = TypeVar("Whole", SoftmaxTile, CrossEntropyTile)
 
 def _holding(tiles: Iterable[Whole], columns: int, suits_shorter: Callable[[Whole], bool]) -> list[Whole]:
     """The tile for rows of ``columns``, and the next one, if it suits rows shorter than its own."""
-    first, second, *_ = (*(tile for tile in tiles if columns <= tile.columns), None, None)
-    return [tile for tile in (first, second) if tile and (tile is first or suits_shorter(tile))]
+    found = [tile for tile in tiles if columns <= tile.columns][:2]
+    return found[:1] if len(found) == 2 and not suits_shorter(found[1]) else found
 
 
 def _softmax_tiles(chip: str, backward: bool, close: bool, columns: int, itemsize: int) -> list[SoftmaxTile]:
