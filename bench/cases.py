@@ -48,13 +48,23 @@ def gaps(rows: int, columns: int, dtype: str) -> Any:
     return array(rows // 128, 128, columns, dtype=dtype, strides=strides)
 
 
+def scattered(rows: int, columns: int, dtype: str) -> Any:
+    """Rows of three dimensions, none of which continues another."""
+    return array(rows // 32, 4, 8, columns, dtype=dtype, strides=(128 * columns, 32 * columns, 2 * columns, 1))
+
+
+def scattered_after(rows: int, columns: int, dtype: str) -> Any:
+    """The same with the columns in the second dimension, as classes are."""
+    return array(rows // 32, columns, 4, 8, dtype=dtype, strides=(128 * columns, 128, 32, 2))
+
+
 # --- softmax ----------------------------------------------------------------------------------------------------------
 
 
 def softmax(rows: int, columns: int, dtype: str = "bfloat16", log: bool = True, of: Callable[..., Any] = array) -> Case:
     x, out = of(rows, columns, dtype=dtype), of(rows, columns, dtype=dtype)
     return Case(
-        lambda: softmax_launcher(x, 1, log, out=out), rows * columns, of is array, tuned=log and dtype == "bfloat16"
+        lambda: softmax_launcher(x, -1, log, out=out), rows * columns, of is array, tuned=log and dtype == "bfloat16"
     )
 
 
@@ -62,7 +72,7 @@ def softmax_backward(
     rows: int, columns: int, dtype: str = "bfloat16", log: bool = True, of: Callable[..., Any] = array
 ) -> Case:
     g, y, out = (of(rows, columns, dtype=dtype) for _ in range(3))
-    return Case(lambda: softmax_backward_launcher(g, y, 1, log, out=out), rows * columns, of is array)
+    return Case(lambda: softmax_backward_launcher(g, y, -1, log, out=out), rows * columns, of is array)
 
 
 # --- cross-entropy and negative log-likelihood ------------------------------------------------------------------------
@@ -78,15 +88,29 @@ def cross_entropy(
     statistics: bool = False, probabilities: bool = False, weighted: bool = False, of: Callable[..., Any] = array,
 ) -> Case:  # fmt: skip
     logits = of(rows, classes, dtype=dtype)
+    each = logits.shape[:1] + logits.shape[2:]
     call = with_workspace(
-        "cross_entropy", logits, logits if probabilities else array(rows, dtype="int64"),
+        "cross_entropy", logits, logits if probabilities else array(*each, dtype="int64"),
         array(classes, dtype=dtype) if weighted else None, o,
-        loss=array(*((rows,) if o.reduction == "none" else ()), dtype=dtype),
-        lse=array(2, rows, dtype="float32") if statistics else None,
-        argmax=array(rows, dtype="int64") if statistics else None,
+        loss=array(*(each if o.reduction == "none" else ()), dtype=dtype),
+        lse=array(2, *each, dtype="float32") if statistics else None,
+        argmax=array(*each, dtype="int64") if statistics else None,
         grad=logits if grad else None, flag=array(1, dtype="bool"),
     )  # fmt: skip
     return Case(call, rows * classes, of is array)
+
+
+def crossed(samples: int, classes: int) -> Case:
+    """Targets and logits whose rows lie in different orders, so that an outer stride is 1."""
+    logits, target = (
+        array(samples, classes, 3, 5),
+        array(samples, 3, 5, dtype="int64", strides=(1, samples, 3 * samples)),
+    )
+    call = with_workspace(
+        "cross_entropy", logits, target, None, EACH,
+        loss=array(samples, 3, 5), lse=array(2, samples, 3, 5, dtype="float32"), argmax=None, grad=None, flag=None,
+    )  # fmt: skip
+    return Case(call, samples * classes * 15, contiguous=False)
 
 
 def cross_entropy_backward(
@@ -190,7 +214,12 @@ def linear_cross_entropy(
         grad_input=x, grad_weight=w, grad_bias=b, grad_target=target if probabilities else None,
         flag=array(1, dtype="bool"), tf32=tf32,
     )  # fmt: skip
-    return Case(call, samples * classes * losses, losses == 1, tuned=dtype == "bfloat16" and not probabilities)
+    return Case(
+        call,
+        samples * classes * losses,
+        losses == 1 and features % 16 == 0,
+        tuned=o == NAMED and dtype == "bfloat16" and not probabilities,
+    )
 
 
 # --- the table --------------------------------------------------------------------------------------------------------
@@ -209,6 +238,8 @@ CASES = {
     "log_softmax 1024 turned": softmax(8192, 1024, of=turned),
     "log_softmax 2048 turned": softmax(8192, 2048, of=turned),
     "log_softmax 8192 turned": softmax(8192, 8192, of=turned),
+    "log_softmax 4096 scattered": softmax(8192, 4096, of=scattered),
+    "log_softmax 128256 scattered": softmax(8192, 128256, of=scattered),
     "log_softmax 4095 odd": softmax(8192, 4095, of=odd),
     "log_softmax 4096 fp32": softmax(8192, 4096, "float32"),
     "log_softmax 4096 fp64": softmax(8192, 4096, "float64"),
@@ -226,6 +257,7 @@ CASES = {
     "log_softmax_backward 1024 turned": softmax_backward(8192, 1024, of=turned),
     "log_softmax_backward 2048 turned": softmax_backward(8192, 2048, of=turned),
     "log_softmax_backward 8192 turned": softmax_backward(8192, 8192, of=turned),
+    "log_softmax_backward 4096 scattered": softmax_backward(8192, 4096, of=scattered),
     "softmax_backward 4096 fp32": softmax_backward(8192, 4096, "float32", log=False),
     "cross_entropy 4096": cross_entropy(8192, 4096),
     "cross_entropy 4096 loss only": cross_entropy(8192, 4096, grad=False),
@@ -249,6 +281,9 @@ CASES = {
     "cross_entropy 32 turned capped fp64": cross_entropy(8192, 32, "float64", CAPPED, of=turned),
     "cross_entropy 64 turned capped fp64": cross_entropy(8192, 64, "float64", CAPPED, of=turned),
     "cross_entropy 1024 turned capped fp64": cross_entropy(8192, 1024, "float64", CAPPED, of=turned),
+    "cross_entropy 256 scattered": cross_entropy(8192, 256, of=scattered_after),
+    "cross_entropy 64 crossed": crossed(512, 64),
+    "cross_entropy 4096 crossed": crossed(512, 4096),
     "cross_entropy 4096 odd": cross_entropy(8192, 4095, of=odd),
     "cross_entropy 64 turned": cross_entropy(8192, 64, of=turned),
     "cross_entropy 256 turned": cross_entropy(8192, 256, of=turned),
@@ -277,6 +312,7 @@ CASES = {
     "linear_backward gelu": linear_backward(8192, 4096, 4096, activation="gelu"),
     "linear_backward bias": linear_backward(8192, 4096, 4096, only_bias=True),
     "linear_cross_entropy bf16": linear_cross_entropy(8192, 4096, 128256),
+    "linear_cross_entropy odd": linear_cross_entropy(8192, 4095, 32000, o=FULL, statistics=True),
     "linear_cross_entropy fp32 all options": linear_cross_entropy(8192, 2048, 32000, "float32", FULL, statistics=True),
     "linear_cross_entropy fp64": linear_cross_entropy(1024, 512, 1000, "float64"),
     "linear_cross_entropy probabilities": linear_cross_entropy(8192, 1024, 1000, probabilities=True, losses=2),

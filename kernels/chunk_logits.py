@@ -42,7 +42,7 @@ def finish_tile(
         weight = None
         if weight_ptr is not None and (LABEL_SMOOTHING != 0 or not INDICES):
             weight = tl.load(weight_ptr + column.to(tl.int64) * stride_weight, mask=inside, other=0.0)
-        step = tl.cdiv(columns, TILE).to(tl.int64) * pitch
+        step = tl.cast(tl.cdiv(columns, TILE), tl.int64) * pitch
         tl.store(out + step, tl.sum(tl.exp(above), 1), mask=of_tile)
         if INDICES:
             # Per row what can be: a tile of q would be made in a layout of its own, and take as long as the product.

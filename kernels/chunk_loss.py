@@ -86,7 +86,7 @@ def prepare_kernel(
         for first in range(0, samples, BLOCK):
             n = first + lane
             tl.store(order_ptr + n, n, mask=n < samples)
-        rows = samples.to(tl.float64) * losses
+        rows = tl.cast(samples, tl.float64) * losses
         tl.store(counts_ptr, samples)
         tl.store(counts_ptr + 1, samples)
         tl.store(sums_ptr, rows)
@@ -121,7 +121,7 @@ def gather_kernel(
 @triton.jit
 def smoothing(weight, inside, classes, LABEL_SMOOTHING: tl.constexpr, ACC: tl.constexpr):
     """What label smoothing gives to each class, (columns): a part of 1, times its weight. 0 beyond the last class."""
-    each = inside.to(ACC) * (LABEL_SMOOTHING / classes.to(ACC))
+    each = inside.to(ACC) * (LABEL_SMOOTHING / tl.cast(classes, ACC))
     if weight is not None:
         each *= weight.to(ACC)
     return each
@@ -139,7 +139,7 @@ def class_shares(
     else:
         q = row_target.to(ACC) * (1.0 - LABEL_SMOOTHING)
     if LABEL_SMOOTHING != 0:
-        q += LABEL_SMOOTHING / classes.to(ACC)
+        q += LABEL_SMOOTHING / tl.cast(classes, ACC)
     if weight is not None:
         q *= weight.to(ACC)[None, :]
     return tl.where(inside[None, :], q, 0.0)
@@ -172,7 +172,7 @@ def combine_kernel(
     exists = row < here
     tile = tl.arange(0, TILES)
     part = tiles_ptr + tile.to(tl.int64)[None, :] * pitch + row[:, None]
-    step = tiles.to(tl.int64) * pitch
+    step = tl.cast(tiles, tl.int64) * pitch
     of_rows = tl.where(tl.program_id(0) * ROWS < here, tiles, 0)  # no mask along the rows, so that vectors reach them
 
     # A thread goes through the tiles by itself; the threads of a row put their findings together once, at the end.
@@ -245,7 +245,7 @@ def combine_kernel(
     if upstream_ptr is not None:
         f = tl.load(upstream_ptr + n * stride_un, mask=exists, other=0.0).to(ACC)
     out = stats_ptr + (start + row).to(tl.int64) * losses + d
-    every = samples.to(tl.int64) * losses
+    every = tl.cast(samples, tl.int64) * losses
     tl.store(out, base, mask=exists)
     tl.store(out + every, log_sum, mask=exists)
     tl.store(out + 2 * every, f / by_share, mask=exists)
@@ -281,7 +281,7 @@ def gradient_kernel(
         exists = row < here
         n = tl.load(order_ptr + start + row, mask=exists, other=0).to(tl.int64)
         stats = stats_ptr + (start + row).to(tl.int64) * losses + d
-        every = samples.to(tl.int64) * losses
+        every = tl.cast(samples, tl.int64) * losses
         top = tl.load(stats, mask=exists, other=0.0)
         f = tl.load(stats + 2 * every, mask=exists, other=0.0)[:, None]
         mass = tl.load(stats + 3 * every, mask=exists, other=0.0)[:, None]

@@ -55,13 +55,14 @@ class Softmax(NamedTuple):
     long_apart: SoftmaxBlock
 
 
-def softmax_held(itemsize: int, backward: bool, close: bool, log: bool) -> int:
+def softmax_held(itemsize: int, backward: bool, close: bool, turned: bool, log: bool) -> int:
     """In what measure a thread holds more for an element than one number in 32 bits: both arrays of a backward pass
     count, save what is 16 bits wide and not needed for the sum; float64 also for its exponential, a long subroutine.
-    Tiles of the backward pass whose columns lie apart are made for both arrays as it is."""
+    Tiles of the backward pass whose columns lie apart are made for both arrays as it is; but one that is turned on its
+    way, since columns lie close in some of the arrays only, counts twice."""
     if itemsize == 8:
         return 4
-    return 2 if backward and close and (itemsize == 4 or not log) else 1
+    return 2 if turned or (backward and close and (itemsize == 4 or not log)) else 1
 
 
 # 32 to 64 elements a thread: fewer, and what a row costs beside its elements shows; more spill. The comments give, for
@@ -470,8 +471,14 @@ LOGITS_OF_PROBABILITIES = {
 }
 
 
-def logits(chip: str, itemsize: int, indices: bool) -> Logits:
+# For class indices, where 16-bit operands come through pointers: of a wider tile their addresses spill.
+LOGITS_THROUGH_POINTERS = {"sm_90": Logits(128, 128, 32, 8, 3, pieces=4)}
+
+
+def logits(chip: str, itemsize: int, indices: bool, bulk: bool) -> Logits:
     """How the logits of a chunk are made."""
+    if itemsize == 2 and indices and not bulk and LOGITS["sm_90"] is for_chip(LOGITS, chip):
+        return for_chip(LOGITS_THROUGH_POINTERS, chip)
     return for_chip(LOGITS if indices else LOGITS_OF_PROBABILITIES, chip)[itemsize]
 
 

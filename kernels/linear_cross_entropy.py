@@ -100,7 +100,10 @@ class _Call:
         self.indices = target.ndim == 2
         self.wide = DType("float64" if x.dtype.name == "float64" else "float32")
         self.tf32, self.gradients = tf32, gradients
-        self.config = configs.logits(chip_of(x).name, x.dtype.itemsize, self.indices)
+        chip = chip_of(x)
+        gathered = matrix(replace(x, address=0, shape=(ROWS, self.features), strides=(self.features, 1)))
+        bulk = all(as_bulk([gathered, matrix(weight.select(1, d))], chip, tf32) for d in range(self.losses))
+        self.config = configs.logits(chip.name, x.dtype.itemsize, self.indices, bulk)
         self.plan = plan(
             self.samples, self.classes, self.losses, self.features, x.dtype.itemsize, self.config.tile,
             gradients=gradients, grad_weight=grad_weight,

@@ -18,7 +18,7 @@ import triton.language as tl
 
 from . import configs
 from .launch import View, chip_of, launch, view
-from .rows import Vectors, rows_of, vectors_of
+from .rows import Strides, Vectors, doubled, rows_of, vectors_of
 from .softmax_rows import (
     softmax_backward_kernel,
     softmax_kernel,
@@ -78,10 +78,12 @@ def _launch(whole: Any, long: Any, arrays: list[View], dim: int, log: bool, back
     vectors = vectors_of(columns, rows, arrays) if close else Vectors(1, False)
 
     chip, wide = chip_of(arrays[-1]), max(x.dtype.itemsize for x in arrays)
-    held = configs.softmax_held(wide, backward, close, log)
+    turned = columns > 1 and not close and 1 in strides
+    held = configs.softmax_held(wide, backward, close, turned, log)
     width = triton.next_power_of_2(columns)
     tile = configs.softmax_tile(chip.name, backward, close, width * held, wide)
-    args: list[Any] = [part for placed in zip(arrays, rows.strides, strides, strict=True) for part in placed]
+    placed = [Strides(s.inner, doubled(s.outer)) for s in rows.strides]
+    args: list[Any] = [part for of_array in zip(arrays, placed, strides, strict=True) for part in of_array]
     args += [columns, rows.inner, rows.outer]
     constants = {"LOG": log, "ACC": tl.float64 if wide == 8 else tl.float32}
     constants |= {"VECTOR": vectors.width, "EDGES": vectors.edges}

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from .launch import ALIGNMENT, View, launch
-from .rows import Rows, Strides, rows_of
+from .rows import Rows, Strides, doubled, rows_of
 
 SUMS = 64  # programs of prepare_kernel at the most
 PREPARED = 1024  # targets that one of them reads at a time
@@ -63,7 +63,7 @@ class Placed(NamedTuple):
 
     ptr: View
     inner: int  # from one row to the next along the inner row dimension
-    outer: tuple[int, ...]  # along the outer ones
+    outer: tuple[int, ...]  # along the outer ones; twice that, see ``doubled``
     column: int  # from class to class; 0 where there is one element a row
 
 
@@ -98,7 +98,7 @@ def layout(axis: int, columns: dict[str, View | None], rows: dict[str, View | No
             arrays[name] = None
             continue
         at: Strides = next(left)
-        arrays[name] = Placed(x, at.inner, at.outer, x.strides[axis] if name in columns else 0)
+        arrays[name] = Placed(x, at.inner, doubled(at.outer), x.strides[axis] if name in columns else 0)
     count = found.inner
     for n in found.outer:
         count *= n
@@ -117,7 +117,8 @@ def vector(layout: Layout, columns: int, *arrays: Placed | None) -> int:
     while elements > 1 and (
         size % elements
         or any(x.ptr.address % (elements * x.ptr.dtype.itemsize) for x in found)
-        or any(s % elements for x in found for s in (*x.outer, x.inner if along_columns else x.column))
+        or any(s % (2 * elements) for x in found for s in x.outer)
+        or any((x.inner if along_columns else x.column) % elements for x in found)
     ):
         elements //= 2
     return elements
@@ -137,7 +138,7 @@ def outer_offset(array, outer, sizes):
     """64 bits, as rows × columns can pass 2³¹."""
     offset = tl.cast(0, tl.int64)
     for i in tl.static_range(len(sizes)):
-        offset += tl.cast(outer % sizes[len(sizes) - 1 - i], tl.int64) * array.outer[len(sizes) - 1 - i]
+        offset += tl.cast(outer % sizes[len(sizes) - 1 - i], tl.int64) * (array.outer[len(sizes) - 1 - i] // 2)
         outer = outer // sizes[len(sizes) - 1 - i]
     return offset
 
@@ -232,7 +233,7 @@ def prepare(
     sums = max(1, most) if mean and indices else 1
     launch(
         prepare_kernel, (sums,), targets, *of_weight(weight), where.outer, buffers.get("sums"), buffers.get("counter"),
-        where.inner, where.rows, classes, o.ignore_index, INDICES=indices, MEAN=mean, BLOCK=PREPARED, num_warps=4,
+        where.inner, where.rows, classes, o.ignore_index, INDICES=indices, MEAN=mean, BLOCK=PREPARED, num_warps=8,
     )  # fmt: skip
     return sums
 

@@ -92,6 +92,13 @@ def vectors_of(columns: int, rows: Rows, arrays: Sequence[View]) -> Vectors:
 
 EDGED = 1025  # columns
 
+
+def doubled(strides: tuple[int, ...]) -> tuple[int, ...]:
+    """Strides as kernels take those of outer dimensions: twice as large, so never 1. Triton makes a constant of a 1,
+    and Triton 3.6 loses count of the constants in a tuple within a tuple, where a loop uses them."""
+    return tuple(2 * s for s in strides)
+
+
 # --- in a kernel ------------------------------------------------------------------------------------------------------
 
 
@@ -108,9 +115,8 @@ def row_offset(strides, outer, sizes, row):
     """Where rows begin; 64 bits, as rows × columns can pass 2³¹."""
     offset = row.to(tl.int64) * strides.inner
     for i in tl.static_range(len(sizes)):
-        at: tl.constexpr = len(sizes) - 1 - i
-        offset += (outer % sizes[at]).to(tl.int64) * strides.outer[at]
-        outer = outer // sizes[at]
+        offset += tl.cast(outer % sizes[len(sizes) - 1 - i], tl.int64) * (strides.outer[len(sizes) - 1 - i] // 2)
+        outer = outer // sizes[len(sizes) - 1 - i]
     return offset
 
 

@@ -56,6 +56,12 @@ def test_no_offset_past_two_to_the_31_is_computed_in_32_bits(pool: ProcessPoolEx
     assert not found, "\n" + "\n".join(found)
 
 
+def test_random_calls_compile(pool: ProcessPoolExecutor):
+    futures = [static.there(pool, "bench.calls", "faults", seed, static.CHIPS[seed % 4]) for seed in range(48)]
+    found = [line for future in futures for line in future.result()]
+    assert not found, "\n" + "\n".join(found)
+
+
 # --- the gate itself --------------------------------------------------------------------------------------------------
 
 
