@@ -277,10 +277,10 @@ class _Run:
     def gather(self, start: int, rows: int) -> None:
         """The samples from place ``start`` on, side by side."""
         c, block = self.call, 128
-        grid = (triton.cdiv(rows, 32), triton.cdiv(c.features, block))
+        grid = (triton.cdiv(rows, 16), triton.cdiv(c.features, block))
         launch(
             chunk_loss.gather_kernel, grid, c.x, *c.x.strides, self.order, self.counts, self._x(rows), start, rows,
-            c.features, ROWS=32, COLUMNS=block, num_warps=4,
+            c.features, ROWS=16, COLUMNS=block, num_warps=4,
         )  # fmt: skip
 
     def _padded_logits(self, rows: int, classes: int) -> View:
