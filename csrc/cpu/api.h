@@ -1,0 +1,137 @@
+// What bindings.cpp hands to the kernels, and the table in which every instruction set offers its own build of them.
+//
+// A kernel works on a range of rows (or elements) and knows no threads; pool.h shares the ranges out. All strides are in
+// bytes, and may be 0 or negative. A null pointer means "not given" or "not wanted".
+#pragma once
+
+#include <cstdint>
+
+namespace tilegrad::cpu {
+
+enum class DType : int { float32, float64, bfloat16, float16 };
+
+constexpr int MAX_DIMS = 12;  // of rows, once neighbours that allow it are merged
+
+// The dimensions of an array that are not reduced, the innermost last.
+struct Rows {
+    int dims;
+    int64_t sizes[MAX_DIMS];
+    int64_t count;  // their product
+};
+
+// Where an array keeps its rows.
+struct Lines {
+    char* data;
+    int64_t column;          // from one element of a row to the next
+    int64_t rows[MAX_DIMS];  // along each dimension of Rows
+};
+
+struct Softmax {
+    Rows rows;
+    int64_t columns;
+    bool log;
+    DType in_dtype;  // of x; backward: of grad and y
+    DType out_dtype;
+    Lines x;     // forward: the input; backward: the gradient of the output
+    Lines y;     // backward: the output of the forward
+    Lines out;
+};
+
+enum class Index : int { int8, int16, int32, int64, uint8, uint16, uint32, uint64 };
+
+struct CrossEntropy {
+    Rows rows;
+    int64_t classes;
+    DType dtype;  // of logits, probabilities, weight, loss, gradients
+    Lines logits;
+    Lines indices;         // the targets: one class for each row …
+    Index index_dtype;
+    Lines probabilities;   // … or one number for each class
+    const char* weight;    // (classes), contiguous
+    int64_t ignore_index;
+    double label_smoothing, z_loss, softcap;  // softcap 0: none
+
+    // Σ q·log p and λ·lse² are divided by these: 1, or the denominators of a mean.
+    double by_share, by_count;
+    Lines upstream;        // of each row (strides 0: one for all); null: 1
+
+    // Forward: each row's two terms, undivided, in the order of the rows; and the outputs.
+    double* cross;
+    double* square;
+    Lines loss;            // the rows' losses, for reduction "none"
+    Lines top, log_sum;    // the logsumexp in two parts, float32 (float64 for float64); backward: read if given
+    Lines argmax;          // int64
+
+    Lines grad, grad_target;
+    bool stream;           // the gradient is so large that it should go past the caches
+};
+
+// Activations are numbered as in activations.h, in the order of tilegrad.activations.ACTIVATIONS; −1: none.
+struct Epilogue {  // of z = x Wᵀ, in place of it or not
+    int64_t rows, columns;      // of the output; a gated activation has 2·columns of z, the gate first
+    DType dtype;
+    int activation;
+    char* z;                    // rows of z, dense within a row
+    int64_t z_row;
+    const char* bias;           // contiguous, as many as z has columns
+    char* pre;                  // z + bias, or null; may be z itself
+    int64_t pre_row;
+    char* out;                  // may be z itself unless gated
+    int64_t out_row;
+};
+
+struct EpilogueBackward {  // dZ = dY · act'(Z), and the sum over the rows
+    int64_t rows, columns;      // as above
+    DType dtype;
+    int activation;
+    const char* grad;           // of the output
+    int64_t grad_row, grad_column;
+    const char* saved;          // the pre-activation, or the output where its sign is enough
+    int64_t saved_row;
+    char* dz;                   // may be grad itself
+    int64_t dz_row;
+    double* bias_sums;          // (columns of z) of this range of rows, added to; or null
+};
+
+// One parameter of an optimiser, contiguous, float32 or float64.
+struct Parameter {
+    DType dtype;
+    int64_t count;
+    char* value;
+    const char* grad;
+    char* first;   // SGD: the momentum buffer; Adam: the first moment
+    char* second;  // Adam: the second moment
+    char* largest; // AMSGrad: the largest second moment so far
+};
+
+struct Sgd {
+    double lr, momentum, dampening, weight_decay;
+    bool nesterov, maximize, first_step;  // the momentum buffer is to be begun
+};
+
+struct Adam {
+    double lr, beta1, beta2, eps, weight_decay;
+    bool decoupled, maximize;  // decoupled: AdamW
+    int64_t step;              // from 1
+};
+
+struct Kernels {
+    const char* name;
+    void (*softmax)(const Softmax&, int64_t first, int64_t last);  // rows
+    void (*softmax_backward)(const Softmax&, int64_t first, int64_t last);
+    void (*cross_entropy)(const CrossEntropy&, int64_t first, int64_t last);
+    void (*cross_entropy_backward)(const CrossEntropy&, int64_t first, int64_t last);
+    void (*epilogue)(const Epilogue&, int64_t first, int64_t last);
+    void (*epilogue_backward)(const EpilogueBackward&, int64_t first, int64_t last);
+    void (*scale)(DType, char* data, int64_t count, double factor);
+    void (*convert)(const char* from, DType from_dtype, char* to, DType to_dtype, int64_t count);
+    void (*sgd)(const Sgd&, const Parameter&, int64_t first, int64_t last);  // elements
+    void (*adam)(const Adam&, const Parameter&, int64_t first, int64_t last);
+};
+
+extern const Kernels baseline_kernels, avx2_kernels, avx512_kernels;
+
+// The best that this machine runs, or what TILEGRAD_ISA names.
+const Kernels& kernels();
+
+}  // namespace tilegrad::cpu

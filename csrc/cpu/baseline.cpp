@@ -1,0 +1,3 @@
+#define TG_ISA baseline
+#define TG_BYTES 16
+#include "kernels.h"

@@ -1,0 +1,53 @@
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+#include "api.h"
+
+namespace tilegrad::cpu {
+namespace {
+
+bool runs(const Kernels* k) {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (k == &avx512_kernels)
+        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+               __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+               __builtin_cpu_supports("f16c");
+    if (k == &avx2_kernels) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+#endif
+    return k == &baseline_kernels;
+}
+
+#if defined(__x86_64__)
+const Kernels* const all[] = {&avx512_kernels, &avx2_kernels, &baseline_kernels};
+#else
+const Kernels* const all[] = {&baseline_kernels};
+#endif
+
+const Kernels& chosen() {
+    const char* asked = std::getenv("TILEGRAD_ISA");
+    if (asked == nullptr || *asked == '\0') {
+        for (const Kernels* k : all)
+            if (runs(k)) return *k;
+    }
+    std::string names;
+    for (const Kernels* k : all) {
+        if (std::strcmp(k->name, asked) == 0) {
+            if (!runs(k)) throw std::runtime_error(std::string("TILEGRAD_ISA: this processor does not run ") + asked);
+            return *k;
+        }
+        names += std::string(names.empty() ? "" : ", ") + k->name;
+    }
+    throw std::runtime_error("TILEGRAD_ISA: expected one of " + names + ", got '" + asked + "'");
+}
+
+}  // namespace
+
+const Kernels& kernels() {
+    static const Kernels& found = chosen();
+    return found;
+}
+
+}  // namespace tilegrad::cpu
