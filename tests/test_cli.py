@@ -1,5 +1,6 @@
 """The command `tilegrad`: training, resuming, interrupting, predicting, and the one line of every error."""
 
+import functools
 import os
 import re
 import signal
@@ -165,7 +166,10 @@ def test_ctrl_c_leaves_a_checkpoint_that_goes_on(here):
         "--out",
         "my runs/cut",
     ]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    # A shell starts what is to run in the background with the signal ignored, and children inherit that.
+    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes, text=True, preexec_fn=heard) as process:
         for line in process.stdout:
             if re.match(r"epoch +3/", line):
                 process.send_signal(signal.SIGINT)
