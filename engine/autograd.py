@@ -50,16 +50,17 @@ def _add(a: Any, b: Any) -> Any:
 
 def _walk(roots: Sequence[tuple[Edge, Any]], keep_graph: bool, create_graph: bool, take: _Taker) -> None:
     """Run the graph backwards from ``roots`` (edge, gradient); what arrives anywhere is offered to ``take``."""
-    pending: dict[Any, list[Any]] = {}
-    owned: dict[Any, list[bool]] = {}  # which of those belong to nobody else
+    pending: dict[Any, tuple[list[Any], list[bool]]] = {}  # gradients, and which of them belong to nobody else
 
     def deliver(edge: Edge, grad: Any, shared: bool) -> None:
         target, i = edge
         if isinstance(target, Variable):
             take.leaf(target, grad, shared)
         else:
-            slots = pending.setdefault(target, [None] * len(target._outputs))
-            own = owned.setdefault(target, [False] * len(target._outputs))
+            if target not in pending:
+                count = len(target._outputs)
+                pending[target] = [None] * count, [False] * count
+            slots, own = pending[target]
             own[i] = slots[i] is not None or not shared
             slots[i] = _add(slots[i], grad)
 
@@ -67,19 +68,18 @@ def _walk(roots: Sequence[tuple[Edge, Any]], keep_graph: bool, create_graph: boo
         with _device_of(grad):
             deliver(edge, grad, True)
     for node in take.worth(_reachable([e[0] for e, _ in roots if isinstance(e[0], Function)])):
-        grads = pending.pop(node, None)
-        if grads is None:
+        if node not in pending:
             continue
+        grads, own = pending.pop(node)
         take.node(node, grads)
-        own = [g for g, is_own in zip(grads, owned.pop(node), strict=True) if is_own]
         results = node._run_backward(grads, create_graph)
         for edge, grad in zip(node.edges, results, strict=False):
             if edge is not None and grad is not None:
                 with _device_of(grad):
-                    deliver(edge, _fitted(edge, grad, node), not _is_fresh(grad, own, grads, results, node, keep_graph))
+                    deliver(edge, _fitted(edge, grad, node), not _is_fresh(grad, grads, own, results, node, keep_graph))
         if not keep_graph:
             node._free()
-    take.rest(pending)
+    take.rest({node: grads for node, (grads, _) in pending.items()})
 
 
 class _Taker:
@@ -153,7 +153,7 @@ def _fitted(edge: Edge, grad: Any, node: Any) -> Any:
 
 
 def _is_fresh(
-    grad: Any, own: Sequence[Any], grads: Sequence[Any], results: Sequence[Any], node: Any, keep_graph: bool
+    grad: Any, grads: Sequence[Any], own: Sequence[bool], results: Sequence[Any], node: Any, keep_graph: bool
 ) -> bool:
     """Whether a gradient's memory belongs to nobody else, so that a leaf may take it over without a copy: it was made
     here, or is another view of all of a gradient that came here in the same way."""
@@ -161,7 +161,10 @@ def _is_fresh(
         return False
     if grad.base is not None:
         of_base = sum(r is grad.base or getattr(r, "base", None) is grad.base for r in results)
-        whole = any(grad.base is g or grad.base is g.base for g in own if grad.size == g.size)
+        whole = any(
+            is_own and grad.size == g.size and (grad.base is g or grad.base is g.base)
+            for g, is_own in zip(grads, own, strict=True)
+        )
         return whole and of_base == 1 and grad.flags.c_contiguous
     if sum(grad is r for r in results) > 1 or any(grad is s.array for s in node._saved if isinstance(s, _Saved)):
         return False

@@ -8,6 +8,7 @@ import triton.language as tl
 from .chunk_loss import capped, class_shares, rows_in_chunk, smoothing
 from .matmul import cut, tile_at
 from .operands import aligned, bulk_product, pointer_product
+from .rows import finite
 
 
 @triton.jit
@@ -28,14 +29,14 @@ def finish_tile(
         acc = capped(acc, SOFTCAP)
     z = tl.where(inside[None, :], acc, -float("inf"))
     top = tl.max(z, 1)
-    above = z - tl.where(top == -float("inf"), 0.0, top)[:, None]
+    above = z - finite(top)[:, None]
     out = tiles_ptr + (first_column // TILE).to(tl.int64) * pitch + row
     tl.store(out, top, mask=of_tile)
     if logits_ptr is not None:
         stride_lr = aligned(stride_lr, VECTOR)
         at = logits_ptr + row.to(tl.int64)[:, None] * stride_lr + column[None, :]
-        above_there = above.to(logits_ptr.dtype.element_ty)
-        tl.store(at, above_there, mask=(row < here)[:, None] & (column < stride_lr)[None, :])
+        there = (row < here)[:, None] & (column < stride_lr)[None, :]
+        tl.store(at, above.to(logits_ptr.dtype.element_ty), mask=there)
     if STATISTICS:
         exists = of_tile & (row < here)
         n = tl.load(order_ptr + start + row, mask=exists, other=0).to(tl.int64)

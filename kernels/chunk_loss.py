@@ -20,6 +20,7 @@ import triton.language as tl
 
 from .activation import tanh
 from .operands import aligned
+from .rows import finite
 
 
 @triton.jit
@@ -182,16 +183,14 @@ def combine_kernel(
         m = tl.load(part + tl.cast(first, tl.int64) * pitch, mask=inside, other=-float("inf"))
         top = tl.where(m > top, m, top)
     top = tl.max(top, 1)
-    # A maximum of −inf is a sum of nothing: taken for 0, so that −inf − (−inf) makes no NaN before its time.
-    base = tl.where(top == -float("inf"), 0.0, top)
+    base = finite(top)
     total = tl.zeros((ROWS, TILES), ACC)
     shares = tl.zeros((ROWS, TILES), ACC)
     weighted = tl.zeros((ROWS, TILES), ACC)  # Σ q·(z − base)
     for first in range(0, of_rows, TILES):
         inside = (first + tile < tiles)[None, :]
         at = part + tl.cast(first, tl.int64) * pitch
-        m = tl.load(at, mask=inside, other=-float("inf"))
-        m = tl.where(m == -float("inf"), 0.0, m)
+        m = finite(tl.load(at, mask=inside, other=-float("inf")))
         # The sum of a tile of −inf is 0, whatever it is scaled by; 0·inf must not come of it.
         s = tl.load(at + step, mask=inside, other=0.0)
         total += tl.where(s == 0, 0.0, s * tl.exp(m - base[:, None]))
@@ -305,7 +304,7 @@ def gradient_kernel(
             above = tl.load(logits_ptr + offset, mask=exists[:, None] & padded, other=0.0).to(ACC)
             there = row < tl.where(tile * COLUMNS < columns, here, 0)
             base = tl.load(tiles_ptr + tl.cast(tile, tl.int64) * pitch + row, mask=there, other=0.0)
-            base = tl.where(base == -float("inf"), 0.0, base)
+            base = finite(base)
             weight = None
             if weight_ptr is not None:
                 weight = tl.load(weight_ptr + c * stride_w, mask=inside, other=0.0)

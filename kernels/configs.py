@@ -71,7 +71,7 @@ def softmax_held(itemsize: int, backward: bool, close: bool, turned: bool, log: 
 _SOFTMAX = Softmax(
     close=(
         SoftmaxTile(256, 4096, 4),  # a warp or less a row, so nothing passes through shared memory: 18.7, 16 programs
-        SoftmaxTile(1024, 2048, 1),  # two rows of a warp: 11.9, 28
+        SoftmaxTile(1024, 2048, 1),  # two rows of a warp: 11.6, 28
         SoftmaxTile(2048, 2048, 2),  # 13.3, 20
         SoftmaxTile(4096, 4096, 4),  # 13.4, 10
         SoftmaxTile(8192, 8192, 8),  # 13.6, 5
@@ -79,20 +79,20 @@ _SOFTMAX = Softmax(
         SoftmaxTile(32768, 32768, 16, stages=2),  # 12.3, and only one, so the next row has to come meanwhile
     ),
     apart=(
-        SoftmaxTile(64, 4096, 2),  # 64 rows, lines of 128 bytes: 16.5, 8
-        SoftmaxTile(256, 8192, 4),  # 32 rows: 17.2, 4
-        SoftmaxTile(1024, 16384, 16),  # 16 rows, the 32 bytes of a sector: 25.6, 2; 8 warps spill with float32 on sm_80
-        SoftmaxTile(2048, 32768, 32),  # 25.0, 1: to read them twice would cost more
+        SoftmaxTile(64, 4096, 2),  # 64 rows, lines of 128 bytes: 15.5, 10
+        SoftmaxTile(256, 8192, 4),  # 32 rows: 16.4, 4
+        SoftmaxTile(1024, 16384, 16),  # 16 rows, the 32 bytes of a sector: 23.8, 2; 8 warps spill with float32 on sm_80
+        SoftmaxTile(2048, 32768, 32),  # 23.8, 1: to read them twice would cost more
     ),
-    # 17.1. More than 32 registers for each of 1024 threads, so one row a multiprocessor: of rows up to 128K columns all
+    # 17.5. More than 32 registers for each of 1024 threads, so one row a multiprocessor: of rows up to 128K columns all
     # is still in the L2 when it is read again. Two vectors of each thread are under way, 32 KiB.
     long_close=SoftmaxBlock(1, 1024, 16384, 32),
-    long_apart=SoftmaxBlock(32, 1, 8192, 8),  # 22.7, 3
+    long_apart=SoftmaxBlock(32, 1, 8192, 8),  # 22.2, 3
 )
 _SOFTMAX_BACKWARD = Softmax(
     close=(
-        SoftmaxTile(256, 4096, 4),  # 10.7, 13
-        SoftmaxTile(1024, 2048, 1),  # 10.8, 24
+        SoftmaxTile(256, 4096, 4),  # 15.6, 9
+        SoftmaxTile(1024, 2048, 1),  # 10.6, 24
         SoftmaxTile(2048, 2048, 2),
         SoftmaxTile(4096, 4096, 4),  # 12.0, 8
         SoftmaxTile(8192, 8192, 8),  # 12.2, 4
@@ -100,11 +100,11 @@ _SOFTMAX_BACKWARD = Softmax(
         SoftmaxTile(32768, 32768, 32, stages=2),  # 12.5, 1; 16 warps spill with float32
     ),
     apart=(  # 16 elements a thread: at 32 some dtype or other is at the edge of its registers
-        SoftmaxTile(64, 2048, 4),  # 32 rows: 21.4, 12
-        SoftmaxTile(256, 8192, 16),  # 32 rows: 21.4, 3
-        SoftmaxTile(1024, 16384, 32),  # 16 rows: 22.2, 1
+        SoftmaxTile(64, 2048, 4),  # 32 rows: 17.9, 12
+        SoftmaxTile(256, 8192, 16),  # 32 rows: 18.8, 3
+        SoftmaxTile(1024, 16384, 32),  # 16 rows: 19.8, 1
     ),
-    long_close=SoftmaxBlock(1, 1024, 16384, 32),  # 14.9
+    long_close=SoftmaxBlock(1, 1024, 16384, 32),  # 15.2
     long_apart=SoftmaxBlock(32, 1, 4096, 8),
 )
 # Warps of 64 lanes, 512 registers for each, and no copies to shared memory behind a program's back. Its 64 KiB also
@@ -276,7 +276,8 @@ class Tile(NamedTuple):
 #
 # A tile of m × n needs m + n rows of operands for m·n sums: the larger, the fewer bytes come from the L2 cache for each
 # product, until registers or shared memory end it. Epilogues work on pieces of 64 columns: in halves of a tile of 256
-# GELU spills on sm_90, in quarters it does not (185 registers). All figures are the compiler's; none was measured.
+# GELU spills on sm_90, in quarters it does not (170 registers on Triton 3.6). All figures are the compiler's; none was
+# measured.
 _SM_90_MATMUL = {
     "bulk": (
         Tile(128, 256, 64, 8, 4, 4),  # 128 sums a thread of two warpgroups; 4 stages: 208 KiB of 227
@@ -471,16 +472,18 @@ LOGITS_OF_PROBABILITIES = {
 }
 
 
-# For class indices, where 16-bit operands come through pointers: of a wider tile their addresses spill.
+# Where they are class indices, and operands of 16 bits come through pointers: of a wider tile the addresses spill.
 LOGITS_THROUGH_POINTERS = {
+    "sm_80": LOGITS["sm_80"][2],
     "sm_90": Logits(128, 128, 32, 8, 3, pieces=4),
     "sm_100": Logits(128, 128, 32, 8, 3, pieces=2),  # in quarters it spills on Triton 3.9
+    "gfx942": LOGITS["gfx942"][2],
 }
 
 
 def logits(chip: str, itemsize: int, indices: bool, bulk: bool) -> Logits:
     """How the logits of a chunk are made."""
-    if itemsize == 2 and indices and not bulk and LOGITS["sm_90"] is for_chip(LOGITS, chip):
+    if itemsize == 2 and indices and not bulk:
         return for_chip(LOGITS_THROUGH_POINTERS, chip)
     return for_chip(LOGITS if indices else LOGITS_OF_PROBABILITIES, chip)[itemsize]
 

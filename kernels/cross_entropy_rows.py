@@ -14,12 +14,10 @@ from .cross_entropy_steps import (
     asked,
     capped,
     correct_target,
-    exp_of,
     first_of,
     logits_gradient,
     read_probabilities,
     read_target_logit,
-    read_weight,
     read_weights,
     row_factors,
     row_loss,
@@ -28,7 +26,8 @@ from .cross_entropy_steps import (
     target_gradient,
     write_rows,
 )
-from .row_losses import denominators, raise_flag, read_targets, reduce_loss, rows_at, tile_at, tile_of
+from .row_losses import denominators, raise_flag, read_targets, read_weight, reduce_loss, rows_at, tile_at, tile_of
+from .rows import exp_of, finite
 
 # --- whole rows -------------------------------------------------------------------------------------------------------
 
@@ -207,8 +206,7 @@ def long_rows_kernel(
                 if SOFTCAP != 0:
                     z = tl.where(here, z, -float("inf"))
                 so_far = tl.maximum(top, of_tile)
-                finite = tl.where(so_far == -float("inf"), 0.0, so_far)  # −inf − (−inf) would be NaN
-                totals = totals * exp_of(top - finite)[:, None] + exp_of(z - finite[:, None])
+                totals = totals * exp_of(top - finite(so_far))[:, None] + exp_of(z - finite(so_far)[:, None])
                 top = so_far
             if LABEL_SMOOTHING != 0:
                 inside = (column < limit)[None, :]

@@ -17,18 +17,9 @@ import triton
 import triton.language as tl
 
 from .row_losses import rows_at, store_rounded, tile_at
+from .rows import exp_of
 
 # --- arithmetic -------------------------------------------------------------------------------------------------------
-
-
-@triton.jit
-def exp_of(x):
-    """exp(x). In float32 as the hardware's 2ˣ of x·log₂e, whose subnormal results are zeros: that is half of the
-    instructions of tl.exp, at the same precision."""
-    if x.dtype == tl.float64:
-        return tl.exp(x)
-    else:
-        return tl.exp2(x * 1.4426950408889634)
 
 
 @triton.jit
@@ -79,15 +70,6 @@ def read_weights(weight_ptr, stride_w, column, classes, ACC: tl.constexpr):
     else:
         weight = tl.load(weight_ptr + column.to(tl.int64) * stride_w, mask=column < classes, other=0.0)
         return weight.to(ACC)[None, :]
-
-
-@triton.jit
-def read_weight(weight_ptr, stride_w, of_row, there, ACC: tl.constexpr):
-    """The weight of each row's class, 0 where there is none."""
-    if weight_ptr is None:
-        return there.to(ACC)
-    else:
-        return tl.load(weight_ptr + of_row * stride_w, mask=there, other=0.0).to(ACC)
 
 
 @triton.jit

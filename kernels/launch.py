@@ -21,6 +21,8 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 ALIGNMENT = 16  # bytes: the widest load of a thread, and what a bulk tensor copy asks of addresses and strides
 
+FLOATS = ("float16", "bfloat16", "float32", "float64")  # the dtypes that kernels compute with
+
 # --- arrays -----------------------------------------------------------------------------------------------------------
 
 

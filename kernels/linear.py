@@ -20,11 +20,9 @@ import triton.language as tl
 
 from . import configs
 from .activation import Activation, activation_of
-from .launch import ALIGNMENT, View, chip_of, launch, merged, optional, view
+from .launch import ALIGNMENT, FLOATS, View, chip_of, launch, merged, optional, view
 from .matmul import PART_COLUMNS, Sums, add_parts, matmul
 from .operands import Axis, aligned, axis_offset, matrix, vector
-
-DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 # --- forward ----------------------------------------------------------------------------------------------------------
 
@@ -65,8 +63,8 @@ def _check(act: Activation, x: View, weight: View, bias: View | None) -> None:
     for name, other in (("weight", weight), ("bias", bias)):
         if other is not None and other.dtype is not x.dtype:
             raise TypeError(f"linear: expected {name} of the input's dtype {x.dtype}, got {other.dtype}")
-    if x.dtype.name not in DTYPES:
-        raise TypeError(f"linear: the Triton kernels take {', '.join(DTYPES)}, got {x.dtype}")
+    if x.dtype.name not in FLOATS:
+        raise TypeError(f"linear: the Triton kernels take {', '.join(FLOATS)}, got {x.dtype}")
     if x.ndim < 1:
         raise ValueError("linear: expected an input of one dimension or more, got none")
     if weight.ndim != 2 or weight.shape[1] != x.shape[-1] or (act.gated and weight.shape[0] % 2):

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 from . import configs
-from .launch import View, chip_of, launch, view
+from .launch import FLOATS, View, chip_of, launch, view
 from .rows import Strides, Vectors, doubled, rows_of, vectors_of
 from .softmax_rows import (
     softmax_backward_kernel,
@@ -25,8 +25,6 @@ from .softmax_rows import (
     softmax_long_backward_kernel,
     softmax_long_kernel,
 )
-
-FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
 def softmax(x: Any, dim: int, log: bool, *, out: Any) -> None:

@@ -25,6 +25,7 @@ from .row_losses import (
     programs_for,
     raise_flag,
     read_targets,
+    read_weight,
     rows_at,
     store_rounded,
     tile_at,
@@ -32,15 +33,6 @@ from .row_losses import (
     total_of,
     vector,
 )
-
-
-@triton.jit
-def target_weight(weight_ptr, stride_w, of_row, there, ACC: tl.constexpr):
-    if weight_ptr is not None:
-        return tl.load(weight_ptr + of_row * stride_w, mask=there, other=0.0).to(ACC)
-    else:
-        return there.to(ACC)
-
 
 # --- forward ----------------------------------------------------------------------------------------------------------
 
@@ -59,7 +51,7 @@ def gather_loss_kernel(
         outer, row = tile_of(tile, inner, sizes, ROWS)
         exists = row < inner
         of_row, _, there, bad = read_targets(target, outer, row, sizes, exists, classes, ignore_index, True)
-        share = target_weight(weight_ptr, stride_w, of_row, there, ACC)
+        share = read_weight(weight_ptr, stride_w, of_row, there, ACC)
         at_target = rows_at(logp, outer, row, sizes) + of_row * logp.column
         x = tl.load(at_target, mask=there & (share != 0), other=0.0).to(ACC)  # no weight: no part, whatever logp is
         of_rows = tl.where(bad, float("nan"), -share * x)
@@ -145,7 +137,7 @@ def spread_gradient_kernel(
         outer, row = tile_of(piece // pieces, inner, sizes, ROWS)
         exists = row < (inner if ALONG_COLUMNS else inner // ALIGN * ALIGN)
         of_row, _, there, bad = read_targets(target, outer, row, sizes, exists, classes, ignore_index, True)
-        share = target_weight(weight_ptr, stride_w, of_row, there, ACC)
+        share = read_weight(weight_ptr, stride_w, of_row, there, ACC)
         f = tl.load(rows_at(upstream, outer, row, sizes), mask=exists, other=0.0).to(ACC) / by_share.to(ACC)
         here = tl.where(there & (share != 0), -f * share, 0.0)
         elsewhere = tl.where(bad, float("nan"), tl.zeros_like(f))

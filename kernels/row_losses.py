@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .launch import ALIGNMENT, View, launch
+from .launch import ALIGNMENT, FLOATS, View, launch
 from .rows import Rows, Strides, doubled, rows_of
 
 SUMS = 64  # programs of prepare_kernel at the most
@@ -22,7 +22,6 @@ PARTIALS = 512  # partial losses that the last program reads at a time
 
 # --- what is handed in ------------------------------------------------------------------------------------------------
 
-FLOATS = ("float16", "bfloat16", "float32", "float64")
 INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 
 
@@ -177,6 +176,15 @@ def read_targets(target, outer, row, sizes, exists, classes, ignore_index, INDIC
         return of_row, valid, there, valid & ~there
     else:
         return tl.full(row.shape, -1, tl.int64), exists, exists, row < 0
+
+
+@triton.jit
+def read_weight(weight_ptr, stride_w, of_row, there, ACC: tl.constexpr):
+    """The weight of each row's class, 0 where there is none."""
+    if weight_ptr is None:
+        return there.to(ACC)
+    else:
+        return tl.load(weight_ptr + of_row * stride_w, mask=there, other=0.0).to(ACC)
 
 
 @triton.jit

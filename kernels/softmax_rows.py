@@ -9,18 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .rows import body_of_rows, edges_of_row, known_multiple, row_offset, tile_of_rows
-
-
-@triton.jit
-def exp_of(x):
-    """exp(x). In float32 as the hardware's 2ˣ of x·log₂e, whose subnormal results are zeros: a third of the
-    instructions of tl.exp, at the same precision."""
-    if x.dtype == tl.float64:
-        return tl.exp(x)
-    else:
-        return tl.exp2(x * 1.4426950408889634)
-
+from .rows import body_of_rows, edges_of_row, exp_of, finite, known_multiple, row_offset, tile_of_rows
 
 # --- rows that fit in registers ---------------------------------------------------------------------------------------
 
@@ -128,17 +117,10 @@ def softmax_backward_tile(
     else:
         total = tl.sum(g * y, 1)
     if EDGES:
-        outer, row = program // inner, program % inner
-        grad_edge = row_offset(grad_strides, outer, sizes, row)
-        y_edge = row_offset(y_strides, outer, sizes, row)
-        out_edge = row_offset(out_strides, outer, sizes, row)
-        at, there = edges_of_row(grad_edge, columns, VECTOR)
-        edge_g = tl.load(grad_ptr + (grad_edge + at), mask=there, other=0.0).to(ACC)
-        edge_y = tl.load(y_ptr + (y_edge + at), mask=there, other=0.0).to(ACC)
-        row_total = tl.sum(total, 0) + tl.sum(summand(edge_g, edge_y, LOG), 0)
-        total = tl.zeros_like(total) + row_total
-        dx = gradient(edge_g, edge_y, row_total, LOG, OUT)
-        tl.store(out_ptr + (out_edge + at), dx, mask=there)
+        total = backward_edges(
+            program, total, grad_ptr, grad_strides, y_ptr, y_strides, out_ptr, out_strides, columns, inner, sizes,
+            LOG, ACC, VECTOR,
+        )  # fmt: skip
     if LOG and LATE:
         y = tl.load(y_at + column * stride_yn, mask=here, other=0.0).to(ACC)
     dx = gradient(g, y, total[:, None], LOG, OUT)
@@ -159,6 +141,24 @@ def gradient(g, y, total, LOG: tl.constexpr, OUT: tl.constexpr):
         return (g - exp_of(y) * total).to(OUT)
     else:
         return (y * (g - total)).to(OUT)
+
+
+@triton.jit
+def backward_edges(
+    program, total, grad_ptr, grad_strides, y_ptr, y_strides, out_ptr, out_strides, columns, inner, sizes,
+    LOG: tl.constexpr, ACC: tl.constexpr, VECTOR: tl.constexpr,
+):  # fmt: skip
+    """Of a program's one row: with the sum over its body, that over all of it; and its edges' gradient is written."""
+    outer, row = program // inner, program % inner
+    grad_edge = row_offset(grad_strides, outer, sizes, row)
+    y_edge = row_offset(y_strides, outer, sizes, row)
+    out_edge = row_offset(out_strides, outer, sizes, row)
+    at, there = edges_of_row(grad_edge, columns, VECTOR)
+    g = tl.load(grad_ptr + (grad_edge + at), mask=there, other=0.0).to(ACC)
+    y = tl.load(y_ptr + (y_edge + at), mask=there, other=0.0).to(ACC)
+    row_total = tl.sum(total, 0) + tl.sum(summand(g, y, LOG), 0)
+    tl.store(out_ptr + (out_edge + at), gradient(g, y, row_total, LOG, out_ptr.dtype.element_ty), mask=there)
+    return tl.zeros_like(total) + row_total
 
 
 @triton.jit
@@ -202,12 +202,6 @@ def block_columns(LANES: tl.constexpr, DEPTH: tl.constexpr, VECTOR: tl.constexpr
 def added(x):
     """The sums of what each lane has of a block."""
     return tl.sum(tl.sum(x, 2), 0)
-
-
-@triton.jit
-def finite(top):
-    """The maximum as it may be subtracted: of nothing but −inf so far, 0."""
-    return tl.where(top == -float("inf"), 0.0, top)
 
 
 @triton.jit
@@ -302,17 +296,10 @@ def softmax_long_backward_kernel(
 
     total = tl.sum(tl.reshape(totals, (ROWS, LANES)), 1)
     if EDGES:
-        outer, row = tl.program_id(0) // inner, tl.program_id(0) % inner
-        grad_edge = row_offset(grad_strides, outer, sizes, row)
-        y_edge = row_offset(y_strides, outer, sizes, row)
-        out_edge = row_offset(out_strides, outer, sizes, row)
-        at, there = edges_of_row(grad_edge, columns, VECTOR)
-        edge_g = tl.load(grad_ptr + (grad_edge + at), mask=there, other=0.0).to(ACC)
-        edge_y = tl.load(y_ptr + (y_edge + at), mask=there, other=0.0).to(ACC)
-        row_total = tl.sum(total, 0) + tl.sum(summand(edge_g, edge_y, LOG), 0)
-        total = tl.zeros_like(total) + row_total
-        edge_dx = gradient(edge_g, edge_y, row_total, LOG, OUT)
-        tl.store(out_ptr + (out_edge + at), edge_dx, mask=there)
+        total = backward_edges(
+            tl.program_id(0), total, grad_ptr, grad_strides, y_ptr, y_strides, out_ptr, out_strides,
+            columns, inner, sizes, LOG, ACC, VECTOR,
+        )  # fmt: skip
 
     total = total[None, :, None]
     for i in range(blocks):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import torch
+from hypothesis import strategies as st
 
 import tilegrad as tg
 
@@ -35,6 +37,23 @@ def laid_out(values: np.ndarray, layout: str) -> np.ndarray:
         strides = (0, *first.strides[1:])
         return np.lib.stride_tricks.as_strided(first, values.shape, strides) if len(values) else values
     return values
+
+
+def placed(
+    data: st.DataObject, shape: tuple[int, ...], output: bool, memory_of: Callable[[int], np.ndarray]
+) -> np.ndarray:
+    """An array anywhere in memory: dimensions in any order, with gaps, some backwards; those of inputs also repeat.
+    ``memory_of`` makes the memory of so many elements."""
+    strides, room = [0] * len(shape), data.draw(st.sampled_from([1, 1, 1, 2]))
+    for i in data.draw(st.permutations(range(len(shape)))):
+        if output or data.draw(st.integers(0, 5)):
+            strides[i] = room
+            room = room * shape[i] + data.draw(st.sampled_from([0, 0, 0, 1, 8]))
+    strides = [-s if data.draw(st.integers(0, 5)) == 0 else s for s in strides]
+    start = data.draw(st.sampled_from([0, 0, 0, 1, 8]))
+    start -= sum(s * (n - 1) for s, n in zip(strides, shape, strict=True) if s < 0)
+    memory = memory_of(start + room + 9)
+    return np.lib.stride_tricks.as_strided(memory[start:], shape, [s * memory.itemsize for s in strides])
 
 
 def as_torch(x: np.ndarray) -> torch.Tensor:

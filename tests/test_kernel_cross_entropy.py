@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from kinds import DTYPES, KINDS, LAYOUTS, as_torch, values
+from kinds import DTYPES, KINDS, LAYOUTS, as_torch, placed, values
 from sanitizer import ORDERS, Sanitizer, every_order
 from test_contract import LOSS_OPTIONS, cross_entropy_case, nll_loss_case, worst
 
@@ -142,20 +143,6 @@ def test_nll_loss_of_any_shape_layout_dtype_and_options(case: dict[str, Any], na
         assert worst(nll_loss_case(case, seed)) <= 2
 
 
-def placed(data: st.DataObject, shape: tuple[int, ...], dtype: Any, output: bool) -> np.ndarray:
-    """An array anywhere in memory: dimensions in any order, with gaps, some backwards; those of inputs also repeat."""
-    strides, room = [0] * len(shape), data.draw(st.sampled_from([1, 1, 1, 2]))
-    for i in data.draw(st.permutations(range(len(shape)))):
-        if output or data.draw(st.integers(0, 5)):
-            strides[i] = room
-            room = room * shape[i] + data.draw(st.sampled_from([0, 0, 0, 1, 8]))
-    strides = [-s if data.draw(st.integers(0, 5)) == 0 else s for s in strides]
-    start = data.draw(st.sampled_from([0, 0, 0, 1, 8]))
-    start -= sum(s * (n - 1) for s, n in zip(strides, shape, strict=True) if s < 0)
-    memory = np.zeros(start + room + 9, dtype)
-    return np.lib.stride_tricks.as_strided(memory[start:], shape, [s * memory.itemsize for s in strides])
-
-
 @settings(max_examples=50, deadline=None, derandomize=True, phases=[Phase.generate])
 @given(
     data=st.data(), shape=shapes, name=st.sampled_from(list(WAYS)), reduction=options["reduction"],
@@ -169,7 +156,7 @@ def test_every_array_has_strides_of_its_own(
     rng = np.random.default_rng(data.draw(st.integers(0, 99)))
 
     def put(where: tuple[int, ...], dtype: Any, output: bool = False, filled: np.ndarray | None = None) -> np.ndarray:
-        x = placed(data, where, dtype, output)
+        x = placed(data, where, output, partial(np.zeros, dtype=dtype))
         if filled is not None:
             x[...] = filled
         return x
@@ -465,7 +452,7 @@ def test_vectors_begin_where_the_compiler_is_told(data: st.DataObject, shape: tu
     """Nothing that is interpreted would show it: an access of several elements that is not on a multiple of them."""
     shape = tuple(data.draw(st.sampled_from([1, 4, 8])) * n for n in shape)
     axis = 1 if len(shape) > 1 else 0
-    views = [view(placed(data, shape, dtype, False)) for dtype in dtypes]
+    views = [view(placed(data, shape, False, partial(np.zeros, dtype=dtype))) for dtype in dtypes]
     where = row_losses.layout(axis, dict(zip("ab", views, strict=True)), {})
     width = row_losses.vector(where, shape[axis], *where.arrays.values())
     for x in where.arrays.values():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from kinds import DTYPES, KINDS, LAYOUTS, as_torch, values
+from kinds import DTYPES, KINDS, LAYOUTS, as_torch, placed, values
 from sanitizer import ORDERS, Sanitizer, every_order
 from test_contract import Judge, softmax_case, worst
 
@@ -67,6 +68,10 @@ def normal(rng: np.random.Generator, shape: tuple[int, ...], dtype: str = "bfloa
     return (scale * rng.standard_normal(shape)).astype(DTYPES[dtype])
 
 
+def numbers(dtype: str, count: int) -> np.ndarray:
+    return normal(np.random.default_rng(count), (count,), dtype)
+
+
 def on_lines(x: np.ndarray) -> np.ndarray:
     """A copy that begins where a line of the caches does, as those of GPU allocators do."""
     room = np.empty(x.nbytes + 128, np.uint8)
@@ -104,20 +109,6 @@ def test_any_shape_layout_and_dtype(
         assert worst(softmax_case(case, seed)) <= (100 if dtype == "float32" else 2)
 
 
-def placed(data: st.DataObject, shape: tuple[int, ...], dtype: str, output: bool) -> np.ndarray:
-    """An array anywhere in memory: dimensions in any order, with gaps, some backwards; those of inputs also repeat."""
-    strides, room = [0] * len(shape), data.draw(st.sampled_from([1, 1, 1, 2]))
-    for i in data.draw(st.permutations(range(len(shape)))):
-        if output or data.draw(st.integers(0, 5)):
-            strides[i] = room
-            room = room * shape[i] + data.draw(st.sampled_from([0, 0, 0, 1, 8]))
-    strides = [-s if data.draw(st.integers(0, 5)) == 0 else s for s in strides]
-    start = data.draw(st.sampled_from([0, 0, 0, 1, 8]))
-    start -= sum(s * (n - 1) for s, n in zip(strides, shape, strict=True) if s < 0)
-    memory = normal(np.random.default_rng(start), (start + room + 9,), dtype)
-    return np.lib.stride_tricks.as_strided(memory[start:], shape, [s * memory.itemsize for s in strides])
-
-
 ROUNDING = {"bfloat16": 2**-8, "float16": 2**-11, "float32": 2**-24, "float64": 2**-53}
 
 
@@ -128,7 +119,8 @@ def test_every_array_has_strides_and_a_dtype_of_its_own(
 ) -> None:
     dim = data.draw(st.integers(-len(shape), len(shape) - 1))
     x, grad, y, dx = (
-        placed(data, shape, data.draw(st.sampled_from(list(DTYPES))), output) for output in (False, False, True, True)
+        placed(data, shape, output, partial(numbers, data.draw(st.sampled_from(list(DTYPES)))))
+        for output in (False, False, True, True)
     )
     with way(name), Sanitizer(data.draw(st.integers(0, 3))) as san:
         forward(san, x, dim, log, out=y)
