@@ -2,7 +2,8 @@
 // are what engine/activations.py says, with torch's defaults for parameters.
 //
 // Both functions take the pre-activation, in float or double. Nothing overflows on the way, and no NaN gets lost. Small
-// results have their full relative precision unless they are differences by nature, or below the normal numbers.
+// results have their full relative precision unless they are differences by nature, next to the smallest normal number
+// or below it, or an exponential of a large argument that has been rounded: the far tails of gelu and gelu_tanh.
 #pragma once
 
 #include "vec.h"
@@ -20,147 +21,107 @@ constexpr int SOFTPLUS_THRESHOLD = 20;
 
 // --- building blocks -------------------------------------------------------------------------------------------------
 
-// A number, rounded to what V holds.
-template <class V> TG_INLINE V rounded(double x) {
-    if constexpr (sizeof(V{}[0]) == 4)
-        return splat<float>(static_cast<float>(x));
-    else
-        return splat<double>(x);
+// What a vector V holds.
+template <class V> using element = decltype(V{}[0] + 0);
+
+// A number, rounded to that.
+template <class V> TG_INLINE V rounded(double x) { return splat(static_cast<element<V>>(x)); }
+
+template <class V> TG_INLINE V exp_below_zero(V z) {
+    return short_exp(larger(rounded<V>(LEAST<element<V>>), z));
 }
 
-// The coefficients stand with the lowest power first. Even and odd powers go apart: two short chains of dependent
-// operations instead of a long one.
-template <class V, class T, int n> TG_INLINE V polynomial(V x, const T (&coefficients)[n]) {
-    V square = x * x;
-    V last = splat<T>(coefficients[n - 1]), before = splat<T>(coefficients[n - 2]);
-#pragma GCC unroll 16
-    for (int i = n - 3; i >= 0; i -= 2) {
-        last = last * square + coefficients[i];
-        if (i > 0) before = before * square + coefficients[i - 1];
-    }
-    return n % 2 ? before * x + last : last * x + before;
-}
-
-// exp(x + low) for x ≤ 80 and a low that is much smaller, in two thirds of the operations of exp. Results below the
-// normal numbers may become 0.
-template <class T> TG_INLINE vec<T> short_exp_by_polynomial(vec<T> x, vec<T> low) {
-    auto [n, r] = reduced<T>(larger(splat<T>(sizeof(T) == 4 ? -88 : -709), x));  // there, 2ⁿ is 0
-    vec<T> power = two_to<T>(n);
-    return near_zero_expm1(r + low) * power + power;
-}
-
-TG_INLINE vfloat short_exp(vfloat x, vfloat low) {
-#if TG_BYTES == 64 && defined(__AVX512F__)
-    // As exp, but with n counted in sixteenths.
-    using E = Exponent<float>;
-    constexpr float to_sixteenths = E::to_integer / 16;
-    x = larger(splat(-110.0f), x);
-    vfloat sum = x * 1.44269504088896341f + to_sixteenths, n = sum - to_sixteenths;
-    vfloat r = x - n * E::ln2_high - n * E::ln2_low + low;
-    vfloat p = (0.16666667f * r + 0.50000978f) * r * r + r;
-    __m512 roots = _mm512_load_ps(SIXTEENTH_ROOTS_OF_TWO);
-    vfloat root = (vfloat)_mm512_maskz_permutexvar_ps((__mmask16)-1, (__m512i)sum, roots);
-    return (vfloat)_mm512_maskz_scalef_ps((__mmask16)-1, (__m512)(p * root + root), (__m512)n);
-#else
-    return short_exp_by_polynomial<float>(x, low);
-#endif
-}
-TG_INLINE vdouble short_exp(vdouble x, vdouble low) { return short_exp_by_polynomial<double>(x, low); }
-
-template <class V> TG_INLINE V short_exp(V x) { return short_exp(x, rounded<V>(-0.0)); }
-
-// eˣ − 1 for x ≤ 0, exact to the last bits also where x is small; anything for others.
-template <class T> TG_INLINE vec<T> expm1_by_parts(vec<T> x) {
-    auto [n, r] = reduced<T>(larger(splat<T>(-44), x));  // below, the result is −1
-    vec<T> power = two_to<T>(n);
-    return near_zero_expm1(r) * power + (power - 1);
-}
-TG_INLINE vfloat expm1_below_zero(vfloat x) { return expm1_by_parts<float>(x); }
-TG_INLINE vdouble expm1_below_zero(vdouble x) { return expm1_by_parts<double>(x); }
-
-// log(1 + x) for x in [0, 1], to full relative precision: as log has it, for 1 + x = 1 + f or 2 (1 + f).
+// log(1 + x) for x in [0, √2 − 1], to full relative precision, as log has it.
 template <class V> TG_INLINE V log1p_of_fraction(V x) {
-    auto doubled = x > 0.4140625f;
-    V f = doubled ? x * 0.5f - 0.5f : x;
-    V s = f / (2 + f), half_square = f * f * 0.5f;
-    V rest = s * (half_square + log_rest(s * s)) - half_square;
-    return rest + f + (doubled ? rounded<V>(0.69314718055994530942) : V{});
+    V s = x / (2 + x), half_square = x * x * 0.5f;
+    return s * (half_square + log_rest(s * s)) - half_square + x;
 }
 
-template <class V> TG_INLINE V sigmoid(V z) {
-    // exp of a negative number only: neither side overflows, and small results keep their relative precision.
-    V e = short_exp(-magnitude(z));
-    return (z >= 0 ? rounded<V>(1) : e) * (1 / (1 + e));
+// Most of these functions rise from 0 to 1 symmetrically, as 1 − tail(|z|) for z ≥ 0 and tail(|z|) below; or they are z
+// times such a function, and their derivative has that symmetry. The tail is at most ½: its error hardly counts in the
+// difference, and it has its relative precision where it is the result.
+template <class V> TG_INLINE V step_from_tail(V z, V tail) { return z >= 0 ? 1 - tail : tail; }
+
+// z times that, as max(z, 0) − |z|·tail, which is rounded once. `size` is |z|, limited to where the tail has come to 0:
+// an inf that meets it makes NaN for z < 0, as in torch, and must not for z > 0.
+template <class V> TG_INLINE V ramp_from_tail(V z, V size, V tail) {
+    return smaller(-size, z) * tail + larger(rounded<V>(-0.0), z);
 }
+
+// |z| up to where exp(−|z|) is 0; NaN stays.
+template <class V> TG_INLINE V capped_magnitude(V z) {
+    return smaller(rounded<V>(-LEAST<element<V>>), magnitude(z));
+}
+
+// sigmoid(−size)
+template <class V> TG_INLINE V sigmoid_tail(V size) {
+    V e = short_exp(-size);
+    return e / (1 + e);
+}
+
+template <class V> TG_INLINE V sigmoid(V z) { return step_from_tail(z, sigmoid_tail(capped_magnitude(z))); }
 
 template <class V> TG_INLINE V sigmoid_grad(V z) {
-    V e = short_exp(-magnitude(z));
-    V s = 1 / (1 + e);
-    return e * s * s;  // not s (1 − s), which cancels
+    V tail = sigmoid_tail(capped_magnitude(z));
+    return tail - tail * tail;
 }
 
 // --- the normal distribution -----------------------------------------------------------------------------------------
 
-// x·y − product, where that is x·y rounded.
-TG_INLINE vfloat product_error(vfloat x, vfloat y, vfloat product) {
-#if TG_BYTES == 64 && defined(__AVX512F__)
-    return (vfloat)_mm512_fmsub_ps((__m512)x, (__m512)y, (__m512)product);
-#elif TG_BYTES == 32 && defined(__FMA__)
-    return (vfloat)_mm256_fmsub_ps((__m256)x, (__m256)y, (__m256)product);
-#else
-    // Products of halves are exact (Dekker 1971, "A floating-point technique for extending the available precision").
-    vfloat x_head = from_bits(as_bits(x) & ~0xfff), x_rest = x - x_head;
-    vfloat y_head = from_bits(as_bits(y) & ~0xfff), y_rest = y - y_head;
-    return x_head * y_head - product + (x_head * y_rest + x_rest * y_head) + x_rest * y_rest;
-#endif
-}
-
-TG_INLINE vdouble product_error(vdouble x, vdouble y, vdouble product) {
-#if TG_BYTES == 64 && defined(__AVX512F__)
-    return (vdouble)_mm512_fmsub_pd((__m512d)x, (__m512d)y, (__m512d)product);
-#elif TG_BYTES == 32 && defined(__FMA__)
-    return (vdouble)_mm256_fmsub_pd((__m256d)x, (__m256d)y, (__m256d)product);
-#else
-    vdouble x_head = from_bits(as_bits(x) & ~int64_t(0x7ffffff)), x_rest = x - x_head;
-    vdouble y_head = from_bits(as_bits(y) & ~int64_t(0x7ffffff)), y_rest = y - y_head;
-    return x_head * y_head - product + (x_head * y_rest + x_rest * y_head) + x_rest * y_rest;
-#endif
-}
-
-// From where exp(−z²/2) is 0.
+// From where exp(−y²/2) is 0, also in the sigmoid of gelu_tanh.
 TG_INLINE vfloat normal_end(vfloat) { return splat<float>(16); }
 TG_INLINE vdouble normal_end(vdouble) { return splat<double>(40); }
 
-// exp(−z²/2), in which the rounding of z² would be amplified by z²/2.
-template <class V> TG_INLINE V gaussian(V z) {
-    V y = smaller(normal_end(z), magnitude(z));  // NaN stays
-    V half = y * -0.5f, x = y * half;
-    return short_exp(x, product_error(y, half, x));
+// Ratios of polynomials on [0, normal_end], fitted by Lawson's algorithm on the linearised problem. MILLS is
+// exp(y²/2)·erfc(y/√2)/2, Mills' ratio over √(2π): in float to 2e-8 up to y = 2 and to 5e-5 where exp(−y²/2) is next to
+// 0, in double to 6e-17. LOG is log₂ of its double, divided by y, for a tail as exact.
+constexpr float MILLS_FLOAT[] = {0.499999989f, 0.3276941f, 0.100756428f, 0.0128098485f};
+constexpr float MILLS_FLOAT_BELOW[] = {1, 1.45327125f, 0.861072039f, 0.251911352f, 0.0321340814f};
+constexpr float LOG_FLOAT[] = {-1.151103675f, -0.4252772785f, -0.08167832176f, -0.002446286775f};
+constexpr float LOG_FLOAT_BELOW[] = {1, 0.5971637306f, 0.1614052232f, 0.01767519074f, 0.0002956525035f};
+constexpr double MILLS_DOUBLE[] = {
+    0.49999999999999994, 0.77497592027256923, 0.59419441912026649, 0.28943867982085297,
+    0.097747039402416872, 0.023637020706417287, 0.0040924183138889847, 0.00049086692034801043,
+    3.7295026014351549e-05, 1.3875219206756434e-06,
+};
+constexpr double MILLS_DOUBLE_BELOW[] = {
+    1, 2.3478364013479935, 2.5616912541673851, 1.7148545804751372,
+    0.78233858417318536, 0.2550866829996864, 0.060472689751710877, 0.010351656212817166,
+    0.0012338989035010517, 9.3484766708557023e-05, 3.478001678046087e-06,
+};
+// The distribution function less ½, divided by z, in z² up to 0.5625, to 5e-18.
+constexpr double CENTRE_DOUBLE[] = {
+    0.39894228040143265, -0.066490380066904206, 0.0099735570099769352, -0.0011873282144024143,
+    0.00011543467772260752, -9.4446051962035894e-06, 6.6581420072044143e-07, -4.0950704709231671e-08,
+    2.0058459666591284e-09,
+};
+constexpr double HALF_LOG2_E = 0.72134752044448170368;
+
+// exp(−y²/2)
+TG_INLINE vfloat gaussian(vfloat y) { return short_exp2<float, 0>(y * y * static_cast<float>(-HALF_LOG2_E)); }
+TG_INLINE vdouble gaussian(vdouble y) { return short_exp2<double, 0>(y * y * -HALF_LOG2_E); }
+
+// How much of a normal distribution lies above y, for y in [0, normal_end]. Near 0, where that is ½, a product of
+// rounded factors would be too coarse. In float it is ½ exp of a small sum, in double ½ less a small number.
+TG_INLINE vfloat normal_tail(vfloat y) {
+    vfloat log = polynomial(y, LOG_FLOAT) * y / polynomial(y, LOG_FLOAT_BELOW);
+    return short_exp2<float, -1>(y * y * static_cast<float>(-HALF_LOG2_E) + log);
 }
+TG_INLINE vdouble normal_tail(vdouble y, vdouble gaussian) {
+    vdouble square = y * y;
+    vdouble far = gaussian * (polynomial(y, MILLS_DOUBLE) / polynomial(y, MILLS_DOUBLE_BELOW));
+    return square < 0.5625 ? 0.5 - y * polynomial(square, CENTRE_DOUBLE) : far;
+}
+TG_INLINE vdouble normal_tail(vdouble y) { return normal_tail(y, gaussian(y)); }
 
-// (a + 4) exp(a²/2) erfc(a/√2)/2 is smooth from 0 to where the tail is 0 as a function of u = 1/(a + 4). In float it is
-// a polynomial in u, to 1e-7; in double one in 1 − 8u, which lies in [−1, 1], to 4e-17. The idea is that of Schonfelder
-// 1978, "Chebyshev expansions for the error and related functions"; the coefficients were fitted for these ranges.
-constexpr float TAIL_FLOAT[] = {
-    0.399171337f, 1.5774918f, 6.60595923f, 8.94484086f, 201.86728f, -815.987298f, 4759.07321f, -9837.67567f, 6599.442f,
-};
-constexpr double TAIL_DOUBLE[] = {
-    7.5528513041575148e-1, -6.0789664197189177e-1, 3.8713740074221872e-1, -1.8652185795969299e-1,
-    6.0396574890706599e-2, -7.5401889656226678e-3, -3.4796923623715906e-3, 1.6308184422239424e-3,
-    1.3334425522449718e-4, -2.3109482030472139e-4, -1.9078730959333091e-6, 3.5144187813104212e-5,
-    7.1502765135451109e-7, -5.9189050803965809e-6, -6.2517856405123012e-7, 1.0198152807723923e-6,
-    2.6374251424953201e-7, -1.5426167593457165e-7, -7.6424829783780222e-8, 1.4569488564608778e-8,
-    1.3938808852558356e-8, 7.7318958086256081e-11, -9.6615755481552986e-10,
-};
-
-TG_INLINE vfloat tail_factor(vfloat u) { return polynomial(u, TAIL_FLOAT); }
-TG_INLINE vdouble tail_factor(vdouble u) { return polynomial(1 - 8 * u, TAIL_DOUBLE); }
-
-// How much of a normal distribution lies below z. The exponential is shared with the density, and nothing cancels.
-template <class V> TG_INLINE V normal_cdf(V z) {
-    V u = 1 / (smaller(normal_end(z), magnitude(z)) + 4);
-    V tail = gaussian(z) * (u * tail_factor(u));
-    return z < 0 ? tail : 1 - tail;
+// The tail less x·exp(−y²/2), with which it shares the exponential.
+TG_INLINE vfloat normal_tail_less(vfloat y, vfloat x) {
+    vfloat mills = polynomial(y, MILLS_FLOAT) / polynomial(y, MILLS_FLOAT_BELOW);
+    return gaussian(y) * (mills - x);
+}
+TG_INLINE vdouble normal_tail_less(vdouble y, vdouble x) {
+    vdouble g = gaussian(y);
+    return normal_tail(y, g) - x * g;
 }
 
 // --- the activations -------------------------------------------------------------------------------------------------
@@ -187,7 +148,7 @@ struct LeakyRelu : Activation {
 
 struct Elu : Activation {
     template <class V> TG_INLINE V of(V z) { return z > 0 ? z : expm1_below_zero(z); }
-    template <class V> TG_INLINE V grad(V z) { return z > 0 ? rounded<V>(1) : short_exp(z); }
+    template <class V> TG_INLINE V grad(V z) { return z > 0 ? rounded<V>(1) : exp_below_zero(z); }
 };
 
 struct Selu : Activation {
@@ -195,53 +156,68 @@ struct Selu : Activation {
         return z > 0 ? z * rounded<V>(SELU_SCALE) : expm1_below_zero(z) * rounded<V>(SELU_SCALE * SELU_ALPHA);
     }
     template <class V> TG_INLINE V grad(V z) {
-        return z > 0 ? rounded<V>(SELU_SCALE) : short_exp(z) * rounded<V>(SELU_SCALE * SELU_ALPHA);
+        return z > 0 ? rounded<V>(SELU_SCALE) : exp_below_zero(z) * rounded<V>(SELU_SCALE * SELU_ALPHA);
     }
 };
 
 struct Gelu : Activation {
-    template <class V> TG_INLINE V of(V z) { return z * normal_cdf(z); }
+    template <class V> TG_INLINE V of(V z) {
+        V size = smaller(normal_end(z), magnitude(z));
+        return ramp_from_tail(z, size, normal_tail(size));
+    }
     template <class V> TG_INLINE V grad(V z) {
-        return normal_cdf(z) + z * (gaussian(z) * rounded<V>(NORMAL_DENSITY));
+        V size = smaller(normal_end(z), magnitude(z));
+        return step_from_tail(z, normal_tail_less(size, magnitude(z) * rounded<V>(NORMAL_DENSITY)));
     }
 };
 
 struct GeluTanh : Activation {
     // ½ (1 + tanh u) = sigmoid(2u), without the cancellation that 1 + tanh u has for negative u.
-    template <class V> TG_INLINE V doubled(V z) {
-        return z * rounded<V>(2 * GELU_TANH_SCALE) * (1 + z * z * rounded<V>(GELU_TANH_CUBIC));
+    template <class V> TG_INLINE V doubled(V size) {
+        V cubic = size * size * rounded<V>(2 * GELU_TANH_SCALE * GELU_TANH_CUBIC);
+        return capped_magnitude(size * (cubic + rounded<V>(2 * GELU_TANH_SCALE)));
     }
-    template <class V> TG_INLINE V of(V z) { return z * sigmoid(doubled(z)); }
+    template <class V> TG_INLINE V of(V z) {
+        V size = smaller(normal_end(z), magnitude(z));
+        return ramp_from_tail(z, size, sigmoid_tail(doubled(size)));
+    }
     template <class V> TG_INLINE V grad(V z) {
-        V u = doubled(z);
-        // Where the slope of the sigmoid has long come to 0, no inf may meet it.
-        V square = smaller(rounded<V>(1e4), z * z);
-        V slope = rounded<V>(2 * GELU_TANH_SCALE) + square * rounded<V>(6 * GELU_TANH_SCALE * GELU_TANH_CUBIC);
-        return sigmoid(u) + z * sigmoid_grad(u) * slope;
+        V size = smaller(normal_end(z), magnitude(z));
+        V slope = size * size * rounded<V>(6 * GELU_TANH_SCALE * GELU_TANH_CUBIC) + rounded<V>(2 * GELU_TANH_SCALE);
+        // What the sum loses comes back by the derivative of the tail, which is at hand. At inf, the result is NaN.
+        V e = short_exp(-doubled(size));
+        V sum = 1 + e, lost = e - (sum - 1) + (z - z), t = e / sum;
+        return step_from_tail(z, t - t * (1 - t) * (size * slope + lost));
     }
 };
 
 struct Silu : Activation {
-    template <class V> TG_INLINE V of(V z) { return z * sigmoid(z); }
-    template <class V> TG_INLINE V grad(V z) { return sigmoid(z) + z * sigmoid_grad(z); }
+    template <class V> TG_INLINE V of(V z) {
+        V size = capped_magnitude(z);
+        return ramp_from_tail(z, size, sigmoid_tail(size));
+    }
+    template <class V> TG_INLINE V grad(V z) {
+        V t = sigmoid_tail(capped_magnitude(z));
+        return step_from_tail(z, t - t * (1 - t) * magnitude(z));
+    }
 };
 
 struct Mish : Activation {
-    // z tanh(log(1 + e)), e = exp(z): the tanh is w / (w + 2) with w = (1 + e)² − 1 = e (e + 2), where nothing cancels.
-    // At the threshold it has come to 1.
-    template <class V> TG_INLINE V capped_exp(V z) { return short_exp(smaller(rounded<V>(SOFTPLUS_THRESHOLD), z)); }
+    // tanh(log(1 + exp(z))) with e = exp(−|z|), where nothing overflows or cancels: 1 − 2e²/(1 + 2e + 2e²) for z ≥ 0,
+    // and (e² + 2e)/(e² + 2e + 2) below.
     template <class V> TG_INLINE V of(V z) {
-        V e = capped_exp(z);
-        V w = e * (e + 2);
-        return z * (w / (w + 2));
+        V size = capped_magnitude(z), e = short_exp(-size), square = e * e;
+        V above = z >= 0 ? 2 * square : square + 2 * e;
+        V below = z >= 0 ? above + (1 + 2 * e) : above + 2;
+        return ramp_from_tail(z, size, above / below);
     }
     template <class V> TG_INLINE V grad(V z) {
-        // t + z (1 − t²) sigmoid(z), where 1 − t² = 4 (1 + e)² / (w + 2)².
-        V e = capped_exp(z);
-        V w = e * (e + 2);
-        V s = 1 / (w + 2);
-        V slope = z > SOFTPLUS_THRESHOLD ? V{} : 4 * e * s * ((1 + e) * s);
-        return w * s + z * slope;
+        // t + z (1 − t²) sigmoid(z), with (1 − t²) sigmoid(z) = 4e²(1 + e)/below² for z ≥ 0, 4e(1 + e)/below² else.
+        V e = short_exp(-capped_magnitude(z)), square = e * e;
+        V above = z >= 0 ? 2 * square : square + 2 * e;
+        V below = z >= 0 ? above + (1 + 2 * e) : above + 2;
+        V by_below = 1 / below, first = 4 * (z >= 0 ? square : e) * (1 + e);
+        return step_from_tail(z, (above - magnitude(z) * (first * by_below)) * by_below);
     }
 };
 
@@ -251,18 +227,29 @@ struct Sigmoid : Activation {
 };
 
 struct Tanh : Activation {
-    TG_INLINE vfloat of(vfloat z) { return tanh_by_expm1<float>(z); }
-    TG_INLINE vdouble of(vdouble z) { return tanh_by_expm1<double>(z); }
+    template <class V> TG_INLINE V of(V z) { return tanh(z); }
     template <class V> TG_INLINE V grad(V z) {
-        V e = short_exp(-2 * magnitude(z));
-        V s = 2 / (1 + e);
-        return e * s * s;  // not 1 − tanh², which cancels
+        return 4 * sigmoid_grad(2 * z);  // not 1 − tanh², which cancels
     }
 };
 
+// log(1 + exp(z)) is log 2 + z/2 + z²·p(z²) where |z| < 0.8828125.
+constexpr float SOFTPLUS_FLOAT[] = {0.124999954f, -0.00520774866f, 3.4491234e-4f, -2.26937494e-5f};
+constexpr double SOFTPLUS_DOUBLE[] = {
+    0.12499999999999978398,    -5.2083333333221439373e-3, 3.4722222202251251842e-4,
+    -2.6351684758265137282e-5, 2.1356835500189925929e-6,  -1.8029682733755893071e-7,
+    1.561159166323138295e-8,   -1.3326894211615432414e-9, 8.8726859245023329103e-11,
+};
+
 struct Softplus : Activation {
+    TG_INLINE vfloat rest(vfloat square) { return polynomial(square, SOFTPLUS_FLOAT); }
+    TG_INLINE vdouble rest(vdouble square) { return polynomial(square, SOFTPLUS_DOUBLE); }
+
     template <class V> TG_INLINE V of(V z) {
-        V sum = larger(z, V{}) + log1p_of_fraction(short_exp(-magnitude(z)));
+        V square = z * z, size = capped_magnitude(z);
+        V small = rest(square) * square + 0.5f * z + rounded<V>(0.69314718055994530942);
+        V sum = larger(V{}, z) + log1p_of_fraction(short_exp(-size));
+        sum = size < 0.8828125f ? small : sum;
         return z > SOFTPLUS_THRESHOLD ? z : sum;
     }
     template <class V> TG_INLINE V grad(V z) { return z > SOFTPLUS_THRESHOLD ? rounded<V>(1) : sigmoid(z); }

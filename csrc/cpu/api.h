@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 namespace tilegrad::cpu {
 
@@ -38,6 +39,27 @@ struct Softmax {
 };
 
 enum class Index : int { int8, int16, int32, int64, uint8, uint16, uint32, uint64 };
+
+// An index as int64; one of uint64 that does not fit becomes negative, and so is out of range, too.
+template <class I> static int64_t index_of(const char* p) {
+    I index;
+    std::memcpy(&index, p, sizeof index);
+    return static_cast<int64_t>(index);
+}
+
+static inline int64_t index_at(const char* p, Index type) {
+    switch (type) {
+        case Index::int8: return index_of<int8_t>(p);
+        case Index::int16: return index_of<int16_t>(p);
+        case Index::int32: return index_of<int32_t>(p);
+        case Index::int64: return index_of<int64_t>(p);
+        case Index::uint8: return index_of<uint8_t>(p);
+        case Index::uint16: return index_of<uint16_t>(p);
+        case Index::uint32: return index_of<uint32_t>(p);
+        case Index::uint64: return index_of<uint64_t>(p);
+    }
+    return 0;
+}
 
 struct CrossEntropy {
     Rows rows;
@@ -93,26 +115,39 @@ struct EpilogueBackward {  // dZ = dY · act'(Z), and the sum over the rows
     double* bias_sums;          // (columns of z) of this range of rows, added to; or null
 };
 
+// c = a·b for float32 or float64, with at most MOST_PRODUCT multiplications: c is (rows, columns), dense within a row.
+constexpr int64_t MOST_PRODUCT = 8192;
+struct Product {
+    DType dtype;
+    int64_t rows, columns, depth;
+    const char* a;              // (rows, depth)
+    int64_t a_row, a_column;
+    const char* b;              // (depth, columns)
+    int64_t b_row, b_column;
+    char* c;
+    int64_t c_row;
+};
+
 // One parameter of an optimiser, contiguous, float32 or float64.
 struct Parameter {
     DType dtype;
     int64_t count;
     char* value;
     const char* grad;
-    char* first;   // SGD: the momentum buffer; Adam: the first moment
-    char* second;  // Adam: the second moment
-    char* largest; // AMSGrad: the largest second moment so far
+    char* first;    // SGD: the momentum buffer; Adam: the first moment
+    char* second;   // Adam: the second moment
+    char* largest;  // AMSGrad: the largest second moment so far
+    int64_t step;   // this one's number, from 1; SGD's momentum buffer is begun at 1
 };
 
 struct Sgd {
     double lr, momentum, dampening, weight_decay;
-    bool nesterov, maximize, first_step;  // the momentum buffer is to be begun
+    bool nesterov, maximize;
 };
 
 struct Adam {
     double lr, beta1, beta2, eps, weight_decay;
     bool decoupled, maximize;  // decoupled: AdamW
-    int64_t step;              // from 1
 };
 
 struct Kernels {
@@ -123,6 +158,7 @@ struct Kernels {
     void (*cross_entropy_backward)(const CrossEntropy&, int64_t first, int64_t last);
     void (*epilogue)(const Epilogue&, int64_t first, int64_t last);
     void (*epilogue_backward)(const EpilogueBackward&, int64_t first, int64_t last);
+    void (*product)(const Product&);
     void (*scale)(DType, char* data, int64_t count, double factor);
     void (*convert)(const char* from, DType from_dtype, char* to, DType to_dtype, int64_t count);
     void (*sgd)(const Sgd&, const Parameter&, int64_t first, int64_t last);  // elements
@@ -133,5 +169,8 @@ extern const Kernels baseline_kernels, avx2_kernels, avx512_kernels;
 
 // The best that this machine runs, or what TILEGRAD_ISA names.
 const Kernels& kernels();
+
+// Throws a std::bad_alloc that says how many bytes there was no memory for.
+[[noreturn]] void no_memory(int64_t bytes);
 
 }  // namespace tilegrad::cpu

@@ -9,29 +9,22 @@
 
 namespace tilegrad::cpu::TG_ISA {
 
-template <class I> TG_INLINE int64_t index_at(const char* p) {
-    I index;
-    memcpy(&index, p, sizeof index);
-    return static_cast<int64_t>(index);
-}
-
-static int64_t index_at(const char* p, Index type) {
-    switch (type) {
-        case Index::int8: return index_at<int8_t>(p);
-        case Index::int16: return index_at<int16_t>(p);
-        case Index::int32: return index_at<int32_t>(p);
-        case Index::int64: return index_at<int64_t>(p);
-        case Index::uint8: return index_at<uint8_t>(p);
-        case Index::uint16: return index_at<uint16_t>(p);
-        case Index::uint32: return index_at<uint32_t>(p);
-        case Index::uint64: return index_at<uint64_t>(p);
-    }
-    return 0;
-}
-
 template <class T> TG_INLINE vec<T> only(vec<T> v, Whole) { return v; }
 template <class T> TG_INLINE vec<T> only(vec<T> v, int64_t n) {  // the first n; 0 for the rest
     return lanes_below<T>(n) ? v : vec<T>{};
+}
+
+// Where the number of a lane is this one.
+template <class T> TG_INLINE typename Of<T>::mask lane_is(int64_t lane) {
+    typename Of<T>::mask lanes = {};
+    for (int i = 0; i < W<T>; i++) lanes[i] = i;
+    return lanes == static_cast<typename Of<T>::bits>(lane);
+}
+
+// log(1 + x) for x ≥ 0, of full relative precision where x is tiny.
+TG_INLINE vdouble log1p_nonnegative(vdouble x) {
+    vdouble sum = 1 + x, lost = x - (sum - 1);
+    return log(sum) + lost / sum;
 }
 
 constexpr int64_t NOWHERE = -1;
@@ -104,7 +97,7 @@ template <class S, Mode MODE> struct CrossEntropyRows {
     }
     double weight_of(int64_t c) const { return call.weight ? load_one<S>(call.weight + c * sizeof(S)) : 1; }
 
-    TG_INLINED vec<T> squashed(vec<T> logit) const { return tanh_by_expm1<T>(logit * uncap); }
+    TG_INLINED vec<T> squashed(vec<T> logit) const { return tanh(logit * uncap); }
     TG_INLINED vec<T> seen(vec<T> logit) const {
         if constexpr (MODE == Mode::general) return capped ? squashed(logit) * cap : logit;
         return logit;
@@ -119,7 +112,8 @@ template <class S, Mode MODE> struct CrossEntropyRows {
 
     // --- the sum -----------------------------------------------------------------------------------------------------
 
-    TG_INLINED void begin(int64_t r) {
+    // The row and its target.
+    TG_INLINED void find(int64_t r) {
         x = logits.row(r);
         q_row = probabilities.given() ? probabilities.row(r) : nullptr;
         target = NOWHERE;
@@ -129,11 +123,17 @@ template <class S, Mode MODE> struct CrossEntropyRows {
             ignored = target == call.ignore_index;
             if (ignored) target = NOWHERE;
         }
+    }
+
+    TG_INLINED void begin(int64_t r) {
+        find(r);
         idle = ignored && !(has_loss && (call.top.data || call.log_sum.data || call.argmax.data));
-        if (target != NOWHERE) target_logit = seen(splat(load_one<S>((const char*)(x + target))))[0];
+        if (summed_before && target != NOWHERE) __builtin_prefetch(x + target);  // not read before `end`
         sum.begin();
         q_sum = q_logits = WideSum<T>();
     }
+
+    TG_INLINED void read_target() { target_logit = seen(splat(load_one<S>((const char*)(x + target))))[0]; }
 
     TG_INLINED void collect(int64_t begin, int64_t end) {
         if (idle) return;
@@ -145,15 +145,16 @@ template <class S, Mode MODE> struct CrossEntropyRows {
     TG_INLINED void collect_exponentials(int64_t begin, int64_t end) {
         constexpr bool KEEP = MODE == Mode::kept;
         bool here = begin <= target && target < end;
+        if (here) read_target();
         alignas(64) T block[BLOCK];
         const T* z = block;
         if (same<S, T> && !here && !(MODE == Mode::general && capped)) {
             z = (const T*)(x + begin);
         } else {
             for_vectors<T>(end - begin, [&](int64_t i, auto part) TG_INLINED {
-                store(block + i, seen(load(x + begin + i, part)), part);
+                vec<T> v = seen(load(x + begin + i, part));
+                store(block + i, lane_is<T>(target - begin - i) ? splat(-infinity<T>()) : v);
             });
-            if (here) block[target - begin] = -infinity<T>();
         }
         sum.template add<KEEP>(z, begin, end - begin, here ? target_logit : -infinity<T>(), kept);
     }
@@ -179,25 +180,28 @@ template <class S, Mode MODE> struct CrossEntropyRows {
         done.grad_target = grad_target.given() ? grad_target.row(r) : nullptr;
         done.target = target;
         done.ignored = ignored;
-        double shift, log_total, total = 1;
+        double shift, log_total, by_total = 1;
         double chance = 0, miss = 1, surprise = 0;  // p of the target, 1 − p, −log p
         if (summed_before) {
             shift = read<T>(call.top, r);
             log_total = read<T>(call.log_sum, r);
+            by_total = exp(-log_total);
             if (target != NOWHERE) {
+                read_target();
                 double log_chance = (target_logit - shift) - log_total;
                 chance = __builtin_exp(log_chance);
                 miss = -__builtin_expm1(log_chance);
             }
         } else {
             // The others' sum apart from the target's: nothing is lost where one of the two is tiny.
-            double others = idle ? 1 : sum.sum.total(), own = 0;
+            double others = idle ? 1 : sum.sum.total(), own = 0, total;
             shift = idle ? 0 : sum.shift();
-            if (target != NOWHERE) own = exp(target_logit - shift);
+            if (target != NOWHERE) own = exp_nonpositive(splat(target_logit - sum.shift()))[0];
             total = others + own;
             log_total = total > 0 ? log(total) : nan<double>();  // 0: nothing but −inf
-            chance = own / total;
-            miss = others / total;
+            by_total = 1 / total;
+            chance = own * by_total;
+            miss = others * by_total;
             if (target != NOWHERE)
                 surprise = chance > 0.5 ? __builtin_log1p(others / own) : log_total - (target_logit - shift);
         }
@@ -218,7 +222,6 @@ template <class S, Mode MODE> struct CrossEntropyRows {
         }
         done.shift = static_cast<T>(shift);
         done.log_total = static_cast<T>(log_total);
-        double by_total = summed_before ? exp(-log_total) : 1 / total;
         if constexpr (MODE == Mode::general) {  // p·Σq − q before the factor: exactly 0 where p is 1 and q all there is
             done.scale = static_cast<T>((own + beside) * by_total);
             done.z_scale = static_cast<T>(of_z * by_total);
@@ -250,9 +253,13 @@ template <class S, Mode MODE> struct CrossEntropyRows {
         if (call.cross) call.cross[r] = cross;
         if (call.square) call.square[r] = square;
         put<S>(call.loss, r, static_cast<T>(cross + square));
-        if (idle) return;
+        if (!idle && wants_log_sum()) report_log_sum(r, x, sum.largest(), shift, log_total);
+    }
 
-        T largest = sum.largest();
+    bool wants_log_sum() const { return call.top.data || call.log_sum.data || call.argmax.data; }
+
+    void report_log_sum(int64_t r, const S* x, T largest, double shift, double log_total) const {
+        double lse = shift + log_total;
         int64_t nan_at = lse == lse ? NOWHERE : first_where(x, call.classes, [](vec<T> v) { return v != v; });
         if (nan_at != NOWHERE) largest = nan<T>();
         put<T>(call.top, r, largest);
@@ -278,6 +285,7 @@ template <class S, Mode MODE> struct CrossEntropyRows {
         auto gradient = [this, x = done.x, kept = kept, shift = splat(done.shift),
                          scale = splat(done.scale)](int64_t i, auto part) TG_INLINED {
             if constexpr (MODE == Mode::kept) return load(kept + i, part) * scale;
+            static_cast<void>(kept);  // in the other modes
             vec<T> z = load(x + i, part), tanh = {};
             if constexpr (MODE == Mode::remade) return exp_nonpositive(z - shift) * scale;
             if (capped) {
@@ -290,22 +298,13 @@ template <class S, Mode MODE> struct CrossEntropyRows {
             if (call.z_loss != 0) d += e * done.z_scale;
             return d * (1 - tanh * tanh);
         };
-        // The vector with the target in it is mended before it is stored: streamed, it must not be read again.
-        constexpr int64_t w = W<T>;
-        int64_t target = done.target, from = end, to = end;
-        if (begin <= target && target < end) {
-            int64_t base = target < head ? 0 : begin < head ? head : begin;
-            from = base + (target - base) / w * w;
-            to = least(target < head ? head : from + w, end);
-        }
-        for (int64_t i = begin;;) {
-            TG_ISA::write(done.grad, i, from, head, streams, gradient);
-            if (from == to) return;
-            vec<T> d = gradient(from, to - from);
-            d[target - from] = done.at_target;
-            streams && to - from == w ? stream(done.grad + from, d) : store_part(done.grad + from, d, to - from);
-            i = to;
-            from = to = end;
+        if (begin <= done.target && done.target < end) {
+            // Put in before the store: what is streamed must not be touched again.
+            TG_ISA::write(done.grad, begin, end, head, streams, [&](int64_t i, auto part) TG_INLINED {
+                return lane_is<T>(done.target - i) ? splat(done.at_target) : gradient(i, part);
+            });
+        } else {
+            TG_ISA::write(done.grad, begin, end, head, streams, gradient);
         }
     }
 
@@ -319,32 +318,95 @@ template <class S, Mode MODE> struct CrossEntropyRows {
 
     // --- rows of a few vectors, without blocks -----------------------------------------------------------------------
 
-    TG_INLINED void short_row(int64_t r) {
-        begin(r);
-        if (!idle) {
-            for_vectors<T>(call.classes, [&](int64_t i, auto part) TG_INLINED {
-                sum.peak = larger(sum.peak, load_or_lowest(x + i, part));
-            });
-            sum.reference = sum.largest();
-            vec<T> shift = splat(sum.shift()), others = {};
-            for_vectors<T>(call.classes, [&](int64_t i, auto part) TG_INLINED {
-                vec<T> e = exp_nonpositive(load_or_lowest(x + i, part) - shift);
-                store(kept + i, e);
-                others += is_target(i) ? vec<T>{} : e;
-            });
-            sum.sum.add(others);
+    // What is known of so many rows: so their logarithms are taken together, and all that follows.
+    static constexpr int64_t TOGETHER = W<double>;
+    struct Known {
+        alignas(64) double shift[TOGETHER], target_logit[TOGETHER], others[TOGETHER], own[TOGETHER];
+        alignas(64) double weight[TOGETHER], counts[TOGETHER], upstream[TOGETHER];  // counts: 0 if the row is ignored
+        alignas(64) double log_total[TOGETHER], scale[TOGETHER], at_target[TOGETHER];
+        alignas(64) T kept[TOGETHER][SHORT<T> + W<T>];
+        const S* x[TOGETHER];
+        int64_t target[TOGETHER];
+        T largest[TOGETHER];
+    };
+
+    TG_INLINED void short_rows(int64_t first, int64_t last) {
+        for (int64_t r = first; r < last; r += TOGETHER) {
+            int64_t count = least(TOGETHER, last - r);
+            Known known;
+            if (count < TOGETHER) memset(&known, 0, sizeof known);
+            for (int64_t i = 0; i < count; i++) sum_short(known, i, r + i);
+            conclude(known, r, count);
+            if (!grad.given()) continue;
+            for (int64_t i = 0; i < count; i++) write_short(known, i, grad.row(r + i));
         }
-        end(r);
-        if (!done.grad) return;
-        vec<T> scale = splat(done.scale), at_target = splat(done.at_target);
-        for_vectors<T>(call.classes, [&](int64_t i, auto part) TG_INLINED {
-            vec<T> d = is_target(i) ? at_target : load(kept + i) * scale;
-            store(done.grad + i, ignored ? vec<T>{} : d, part);
-        });
     }
 
-    // Where the vector that begins at i has the target.
-    TG_INLINED auto is_target(int64_t i) const { return lanes_below<T>(target - i + 1) ^ lanes_below<T>(target - i); }
+    TG_INLINED void sum_short(Known& known, int64_t at, int64_t r) {
+        find(r);
+        T* kept = known.kept[at];
+        vec<T> peak = splat<T>(-infinity<T>()), others = {};
+        for_vectors<T>(call.classes, [&](int64_t i, auto part) TG_INLINED {
+            vec<T> v = load_or_lowest(x + i, part);
+            peak = larger(peak, v);
+            store(kept + i, v);
+        });
+        T largest = largest_of<T>(peak), shift = largest == -infinity<T>() ? 0 : largest;
+        for (int64_t i = 0; i < call.classes; i += W<T>) {
+            vec<T> e = exp_nonpositive(load(kept + i) - shift);
+            store(kept + i, e);
+            others += lane_is<T>(target - i) ? vec<T>{} : e;
+        }
+        WideSum<T> sum = WideSum<T>();
+        sum.add(others);
+        bool hit = target != NOWHERE;
+        if (hit) read_target();
+        known.x[at] = x;
+        known.target[at] = target;
+        known.largest[at] = largest;
+        known.shift[at] = shift;
+        known.target_logit[at] = hit ? target_logit : shift;
+        known.others[at] = sum.total();
+        known.own[at] = hit ? kept[target] : 0;
+        known.weight[at] = hit ? weight_of(target) : 0;
+        known.counts[at] = !ignored;
+        known.upstream[at] = call.upstream.data ? read<S>(call.upstream, r) : 1;
+    }
+
+    // `end` of several rows. The shift is the largest logit, whose exponential is 1.
+    TG_INLINED void conclude(Known& known, int64_t r, int64_t count) const {
+        vdouble others = load(known.others), own = load(known.own), shift = load(known.shift);
+        vdouble total = others + own, by_total = 1 / total, weight = load(known.weight);
+        vdouble log_total = log1p_nonnegative(own == 1 ? others : (others - 1) + own);
+        log_total = total > 0 ? log_total : splat(nan<double>());  // 0: nothing but −inf
+        vdouble lse = shift + log_total, none = {};
+        if (has_loss) {
+            vdouble surprise = log_total - (load(known.target_logit) - shift);
+            vdouble cross = weight != 0 ? weight * surprise : none;
+            vdouble square = call.z_loss != 0 ? (load(known.counts) != 0 ? call.z_loss * lse * lse : none) : none;
+            if (call.cross) store_part(call.cross + r, cross, count);
+            if (call.square) store_part(call.square + r, square, count);
+            store(known.log_total, log_total);
+            for (int64_t i = 0; i < count; i++) {
+                put<S>(call.loss, r + i, static_cast<T>(cross[i] + square[i]));
+                if (wants_log_sum())
+                    report_log_sum(r + i, known.x[i], known.largest[i], known.shift[i], known.log_total[i]);
+            }
+        }
+        vdouble upstream = load(known.upstream), q = upstream / call.by_share * weight, of_z = {};
+        if (call.z_loss != 0) of_z = upstream / call.by_count * (2 * call.z_loss) * lse;
+        store(known.scale, (q + of_z) * by_total);
+        store(known.at_target, own * by_total * of_z - q * (others * by_total));
+    }
+
+    TG_INLINED void write_short(const Known& known, int64_t at, S* to) const {
+        vec<T> scale = splat(static_cast<T>(known.scale[at])), at_target = splat(static_cast<T>(known.at_target[at]));
+        bool counts = known.counts[at] != 0;
+        TG_ISA::write_short(to, call.classes, streams, [&](int64_t i) TG_INLINED {
+            vec<T> d = lane_is<T>(known.target[at] - i) ? at_target : load(known.kept[at] + i) * scale;
+            return counts ? d : vec<T>{};
+        });
+    }
 };
 
 // --- by dtype and options --------------------------------------------------------------------------------------------
@@ -360,10 +422,8 @@ static void cross_entropy_as(const CrossEntropy& call, bool backward, int64_t fi
     T* kept = MODE == Mode::kept ? exponentials<T>(call.classes) : nullptr;
     CrossEntropyRows<S, MODE> job{call, logits, probabilities, grad, grad_target, backward, kept};
     over_rows(operands, call.classes, first, last, [&](int64_t first, int64_t last) {
-        if (MODE == Mode::kept && call.classes <= SHORT * W<T>)
-            for (int64_t r = first; r < last; r++) job.short_row(r);
-        else
-            pipelined(job, call.classes, first, last);
+        if (MODE == Mode::kept && call.classes <= SHORT<T>) return job.short_rows(first, last);
+        pipelined(job, call.classes, first, last);
     });
     if (job.streams) streamed();
 }
@@ -371,9 +431,11 @@ static void cross_entropy_as(const CrossEntropy& call, bool backward, int64_t fi
 static void cross_entropy_of(const CrossEntropy& call, bool backward, int64_t first, int64_t last) {
     bool general = call.probabilities.data || call.label_smoothing != 0 || call.softcap != 0;
     bool summed_before = backward && call.top.data && call.log_sum.data;
-    bool keep = !summed_before && call.classes <= MOST_KEPT;
     of_dtype(call.dtype, [&](auto* stored) {
         using S = pointee<decltype(stored)>;
+        using T = compute<S>;
+        bool keep = !summed_before && call.grad.data && call.classes <= MOST_KEPT<T>;
+        keep = keep || call.classes <= SHORT<T>;  // to sum a short row again is cheaper than to read its logsumexp
         auto rows = general ? cross_entropy_as<S, Mode::general>
                     : keep  ? cross_entropy_as<S, Mode::kept>
                             : cross_entropy_as<S, Mode::remade>;

@@ -1,5 +1,6 @@
 #include <cstdlib>
 #include <cstring>
+#include <new>
 #include <stdexcept>
 #include <string>
 
@@ -43,7 +44,18 @@ const Kernels& chosen() {
     throw std::runtime_error("TILEGRAD_ISA: expected one of " + names + ", got '" + asked + "'");
 }
 
+class NoMemory : public std::bad_alloc {
+  public:
+    explicit NoMemory(int64_t bytes) : text_("unable to allocate " + std::to_string(bytes) + " bytes of workspace") {}
+    const char* what() const noexcept override { return text_.c_str(); }
+
+  private:
+    std::string text_;
+};
+
 }  // namespace
+
+void no_memory(int64_t bytes) { throw NoMemory(bytes); }
 
 const Kernels& kernels() {
     static const Kernels& found = chosen();

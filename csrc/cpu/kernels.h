@@ -7,6 +7,7 @@
 #include "cross_entropy.h"
 #include "activations.h"
 #include "elements.h"
+#include "product.h"
 #include "optim.h"
 #include "convert.h"
 
@@ -26,6 +27,7 @@ const Kernels TG_TABLE(TG_ISA) = {
     TG_ISA::cross_entropy_backward,
     TG_ISA::epilogue,
     TG_ISA::epilogue_backward,
+    TG_ISA::product,
     TG_ISA::scale,
     TG_ISA::convert,
     TG_ISA::sgd,

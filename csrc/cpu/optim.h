@@ -54,7 +54,7 @@ template <class T> static void sgd_of(const Sgd& options, const Parameter& param
     Descent<T> descent{options.maximize, static_cast<T>(options.weight_decay)};
     T lr = static_cast<T>(options.lr), momentum = static_cast<T>(options.momentum);
     T share = static_cast<T>(1 - options.dampening);
-    bool first_step = options.first_step, nesterov = options.nesterov;
+    bool first_step = parameter.step == 1, nesterov = options.nesterov;
     int64_t count = last - first;
 
     if (options.momentum == 0) {
@@ -96,7 +96,7 @@ template <class T> static void adam_of(const Adam& options, const Parameter& par
     T kept = static_cast<T>(options.decoupled ? 1 - options.lr * options.weight_decay : 1);
     T mean_share = static_cast<T>(1 - options.beta1);
     T beta2 = static_cast<T>(options.beta2), square_share = static_cast<T>(1 - options.beta2);
-    double step = static_cast<double>(options.step);
+    double step = static_cast<double>(parameter.step);
     double root = __builtin_sqrt(1 - __builtin_pow(options.beta2, step));
     T eps = static_cast<T>(options.eps * root);
     T lr = static_cast<T>(options.lr * root / (1 - __builtin_pow(options.beta1, step)));

@@ -3,11 +3,13 @@
 #include <pthread.h>
 #include <sched.h>
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <cstdlib>
 #include <exception>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <utility>
 
@@ -24,6 +26,7 @@ void pause() {
 #endif
 }
 
+constexpr int RANGES = 4;    // for each thread: the last ones even out what the threads were held up for
 constexpr int SPINS = 4000;  // tens of microseconds, in which the next call of a training step comes
 
 struct Job {
@@ -40,21 +43,41 @@ struct Job {
     }
 };
 
-// Threads look at a number that changes with every job; they spin for a while, and then sleep.
+// What the threads look at and take ranges from: a job's number, how many threads and ranges it has, and the range that
+// is to be taken next. All in one word, so that who takes a range knows that it is of the job that is there: the next one
+// does not come before that range is done.
+class Ticket {
+  public:
+    Ticket(uint64_t number, int threads, int ranges)
+        : bits_(number << 48 | static_cast<uint64_t>(threads) << 36 | static_cast<uint64_t>(ranges) << 18) {}
+    explicit Ticket(uint64_t bits) : bits_(bits) {}
+
+    uint64_t bits() const { return bits_; }
+    uint64_t number() const { return bits_ >> 48; }
+    int threads() const { return static_cast<int>(bits_ >> 36 & 0xfff); }
+    int ranges() const { return static_cast<int>(bits_ >> 18 & 0x3ffff); }
+    int next() const { return static_cast<int>(bits_ & 0x3ffff); }
+
+    static constexpr int MOST_THREADS = 0xfff, MOST_RANGES = 0x3ffff;
+
+  private:
+    uint64_t bits_;
+};
+
+// Threads that wait for a job spin for a while, and then sleep. A range goes to whoever comes first: a thread that the
+// system does not run holds nobody up.
 class Pool {
   public:
-    void run(const Job& next) {
-        while (threads_ < next.ranges - 1) {
-            std::thread([this, range = ++threads_, seen = number_.load()] { serve(range, seen); }).detach();
-        }
+    void run(const Job& next, int threads) {
+        while (threads_ < threads - 1 && started(threads_ + 1)) threads_++;
         job_ = next;
-        left_.store(threads_, std::memory_order_relaxed);
-        number_.fetch_add(1);  // sequentially consistent with `asleep_`: nobody falls asleep unseen
+        left_.store(next.ranges, std::memory_order_relaxed);
+        ticket_.store(Ticket(now().number() + 1, threads, next.ranges).bits());  // and nobody falls asleep unseen
         if (asleep_.load() > 0) {
             std::lock_guard<std::mutex> lock(mutex_);
             wake_.notify_all();
         }
-        attempt(next, 0);
+        take_ranges(0);
         for (int spins = 0; left_.load(std::memory_order_acquire) > 0;) {
             if (++spins < SPINS) pause();
             else sched_yield();
@@ -63,34 +86,57 @@ class Pool {
     }
 
   private:
-    // What a range throws is thrown to the caller, once all ranges are done.
-    void attempt(const Job& job, int range) {
+    Ticket now() const { return Ticket(ticket_.load(std::memory_order_acquire)); }
+
+    // One more thread, unless the system gives none.
+    bool started(int thread) {
         try {
-            job.run(range);
+            std::thread([this, thread, seen = now().number()] { serve(thread, seen); }).detach();
+        } catch (const std::system_error&) {
+            return false;
+        }
+        return true;
+    }
+
+    void take_ranges(int thread) {
+        uint64_t bits = ticket_.load(std::memory_order_acquire);
+        for (;;) {
+            Ticket ticket(bits);
+            if (thread >= ticket.threads() || ticket.next() >= ticket.ranges()) return;
+            if (!ticket_.compare_exchange_weak(bits, bits + 1, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
+            attempt(ticket.next());
+            left_.fetch_sub(1, std::memory_order_release);
+            bits = ticket_.load(std::memory_order_acquire);
+        }
+    }
+
+    // What a range throws is thrown to the caller, once all ranges are done.
+    void attempt(int range) {
+        try {
+            job_.run(range);
         } catch (...) {
             std::lock_guard<std::mutex> lock(mutex_);
             failure_ = std::current_exception();
         }
     }
 
-    void serve(int range, uint64_t seen) {
+    void serve(int thread, uint64_t seen) {
         for (;;) {
-            for (int spins = 0; number_.load(std::memory_order_acquire) == seen && spins < SPINS; spins++) pause();
-            if (number_.load(std::memory_order_acquire) == seen) {
+            for (int spins = 0; now().number() == seen && spins < SPINS; spins++) pause();
+            if (now().number() == seen) {
                 std::unique_lock<std::mutex> lock(mutex_);
                 asleep_.fetch_add(1);
-                wake_.wait(lock, [&] { return number_.load() != seen; });
+                wake_.wait(lock, [&] { return Ticket(ticket_.load()).number() != seen; });
                 asleep_.fetch_sub(1);
             }
-            seen = number_.load(std::memory_order_acquire);
-            if (range < job_.ranges) attempt(job_, range);
-            left_.fetch_sub(1, std::memory_order_release);
+            seen = now().number();
+            take_ranges(thread);
         }
     }
 
     int threads_ = 0;  // beside the caller's
     Job job_{};
-    std::atomic<uint64_t> number_{0};
+    std::atomic<uint64_t> ticket_{0};
     std::atomic<int> left_{0}, asleep_{0};
     std::mutex mutex_;
     std::exception_ptr failure_;
@@ -132,8 +178,9 @@ void set_num_threads(int threads) { wanted.store(threads, std::memory_order_rela
 
 void share(int64_t count, int64_t unit, int threads, Work work, void* context) {
     if (count <= 0) return;
-    int64_t units = (count + unit - 1) / unit;
-    int ranges = units < threads ? static_cast<int>(units) : threads;
+    int64_t units = (count + unit - 1) / unit, wished = static_cast<int64_t>(threads) * RANGES;
+    int ranges = static_cast<int>(std::min({units, wished, static_cast<int64_t>(Ticket::MOST_RANGES)}));
+    if (threads <= 1) ranges = 1;
     if (ranges > 1 && !taken.exchange(true, std::memory_order_acquire)) {
         Pool* found = pool.load();
         if (found == nullptr) {
@@ -144,7 +191,7 @@ void share(int64_t count, int64_t unit, int threads, Work work, void* context) {
         struct GiveBack {
             ~GiveBack() { taken.store(false, std::memory_order_release); }
         } give_back;
-        found->run(Job{work, context, count, unit, ranges});
+        found->run(Job{work, context, count, unit, ranges}, std::min(threads, Ticket::MOST_THREADS));
         return;
     }
     // The ranges are the same all the same, so that sums are.

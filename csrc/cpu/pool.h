@@ -11,8 +11,8 @@ void set_num_threads(int threads);
 
 using Work = void (*)(void* context, int64_t first, int64_t last);
 
-// Call `work` with ranges that together are [0, count), each a multiple of `unit` but the last, from as many threads as
-// there are ranges. Which range is which thread's depends on nothing but these numbers and num_threads().
+// Call `work` with ranges that together are [0, count), each a multiple of `unit` but the last, from up to so many
+// threads. Which ranges they are depends on nothing but these numbers; which thread takes which, on who comes first.
 //
 // One caller at a time has the threads: another one, and one inside of `work`, does all of its own. After a fork the
 // child's first call makes threads of its own.

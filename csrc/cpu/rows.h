@@ -6,21 +6,26 @@
 #pragma once
 
 #include <cstdlib>
-#include <new>
 
 #include "convert.h"
 #include "vec.h"
 
 namespace tilegrad::cpu::TG_ISA {
 
-static int64_t offset(const Rows& rows, const Lines& lines, int64_t row) {
+// Out of line: unrolled for MAX_DIMS wherever a row is asked for, the divisions would be most of the code.
+__attribute__((noinline)) static int64_t offset_by_divisions(const Rows& rows, const Lines& lines, int64_t row) {
     int64_t bytes = 0;
     for (int d = rows.dims - 1; d > 0; d--) {
         int64_t outer = row / rows.sizes[d];
         bytes += (row - outer * rows.sizes[d]) * lines.rows[d];
         row = outer;
     }
-    return rows.dims ? bytes + row * lines.rows[0] : 0;
+    return bytes + row * lines.rows[0];
+}
+
+TG_INLINE int64_t offset(const Rows& rows, const Lines& lines, int64_t row) {
+    if (rows.dims > 1) return offset_by_divisions(rows, lines, row);
+    return rows.dims ? row * lines.rows[0] : 0;
 }
 
 // --- scratch memory --------------------------------------------------------------------------------------------------
@@ -37,7 +42,7 @@ class Scratch {
             data_ = (char*)aligned_alloc(64, size_);
             if (!data_) {
                 size_ = 0;
-                throw std::bad_alloc();
+                no_memory(bytes);
             }
         }
         return data_;
@@ -274,6 +279,13 @@ template <class Job> TG_INLINE void pipelined(Job& job, int64_t columns, int64_t
         }
         if (r < last) job.end(r);
     }
+}
+
+// out[i] = value(i) for a short row.
+template <class S, class F> TG_INLINE void write_short(S* out, int64_t columns, bool streams, F value) {
+    if (streams)
+        return write(out, 0, columns, to_aligned(out), true, [&](int64_t i, auto) TG_INLINED { return value(i); });
+    for_vectors<compute<S>>(columns, [&](int64_t i, auto part) TG_INLINED { store(out + i, value(i), part); });
 }
 
 }  // namespace tilegrad::cpu::TG_ISA

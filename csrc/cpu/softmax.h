@@ -54,6 +54,8 @@ template <class T> struct ExpSum {
     T reference;
     vec<T> peak;
     WideSum<T> sum;
+    int64_t alive, mark;  // columns before `alive` have exponentials of 0; those before `mark` will …
+    T mark_reference;     // … when the reference is so much larger than this that none is left
 
     TG_INLINED void begin() {
         peak = splat<T>(-infinity<T>());
@@ -76,7 +78,8 @@ template <class T> struct ExpSum {
                 for (int j = 0; j < 2; j++) most[j] = larger(most[j], load(x + i + j * w));
             for (; i < count; i += w)
                 most[0] = larger(most[0], i + w <= count ? load(x + i) : load_or_lowest(x + i, count - i));
-            reference = largest_of<T>(larger(most[0], most[1]));
+            reference = mark_reference = largest_of<T>(larger(most[0], most[1]));
+            alive = mark = 0;
         }
         peak = larger(peak, splat(beside));
         vec<T> block;
@@ -84,13 +87,23 @@ template <class T> struct ExpSum {
             T factor = exp(reference - largest());
             reference = largest();
             sum.scale(factor);
-            if (KEEP)
-                for (int64_t i = 0; i < before; i += W<T>) store(kept + i, load(kept + i) * factor);
+            if (KEEP) rescale(kept, before, factor);
         }
         sum.add(block);
     }
 
   private:
+    // What has become 0 is left alone: a row that rises all the way takes no time that grows with its square.
+    TG_INLINED void rescale(T* kept, int64_t before, T factor) {
+        constexpr T none_left = sizeof(T) == 4 ? 110 : 750;
+        for (int64_t i = alive; i < before; i += W<T>) store(kept + i, load(kept + i) * factor);
+        if (reference - mark_reference > none_left) {
+            alive = mark;
+            mark = before;
+            mark_reference = reference;
+        }
+    }
+
     template <bool KEEP, class P> TG_INLINED vec<T> block_sum(const P* x, int64_t count, T* kept) {
         constexpr int64_t w = W<T>;
         vec<T> reference = splat(shift()), sums[4] = {}, peaks[4] = {peak, peak, peak, peak};
@@ -116,8 +129,8 @@ template <class T> struct ExpSum {
 
 // --- forward ---------------------------------------------------------------------------------------------------------
 
-// Rows of up to so many columns keep their exponentials in the first-level cache; those of longer ones are made again.
-constexpr int64_t MOST_KEPT = 8192;
+// Rows of which so much stays in the second-level cache keep their exponentials; those of longer ones are made again.
+template <class T> constexpr int64_t MOST_KEPT = (256 << 10) / sizeof(T);  // columns
 
 static thread_local Scratch kept_exponentials;
 
@@ -168,14 +181,16 @@ template <class S, bool LOG, bool KEEP> struct SoftmaxForward {
 };
 
 // Rows of a few vectors, as many at a time as a vector has elements: so their logarithms are taken together.
-constexpr int64_t SHORT = 4;  // vectors
+template <class T> constexpr int64_t SHORT = W<T> < 8 ? 4 * W<T> : 256;  // columns; few vectors, for exact sums
 
 template <class S, bool LOG>
-static void softmax_of_short(const Operand<S>& x, const Operand<S>& out, int64_t columns, int64_t first, int64_t last) {
+static void softmax_of_short(
+    const Operand<S>& x, const Operand<S>& out, int64_t columns, bool streams, int64_t first, int64_t last) {
     using T = compute<S>;
-    for (int64_t from = first; from < last; from += W<T>) {
-        int64_t count = least(W<T>, last - from);
-        alignas(64) T rows[W<T>][SHORT * W<T>];
+    int64_t together = least(W<T>, 4 * SHORT<T> / (columns + 1) + 1);  // so that their stores are no burst
+    for (int64_t from = first; from < last; from += together) {
+        int64_t count = least(together, last - from);
+        alignas(64) T rows[W<T>][SHORT<T> + W<T>];
         alignas(64) T totals[W<T>] = {};
         for (int64_t r = 0; r < count; r++) {
             const S* in = x.row(from + r);
@@ -196,19 +211,21 @@ static void softmax_of_short(const Operand<S>& x, const Operand<S>& out, int64_t
         vec<T> all = load(totals);
         store(totals, LOG ? log(all) : 1 / all);
         for (int64_t r = 0; r < count; r++) {
-            S* to = out.row(from + r);
             vec<T> total = splat(totals[r]);
-            for_vectors<T>(columns, [&](int64_t i, auto part) TG_INLINED {
+            write_short(out.row(from + r), columns, streams, [&](int64_t i) TG_INLINED {
                 vec<T> v = load(rows[r] + i);
-                store(to + i, LOG ? v - total : v * total, part);
+                return LOG ? v - total : v * total;
             });
         }
     }
 }
 
+template <class S> static bool is_large(const Softmax& call) {
+    return call.rows.count * call.columns * static_cast<int64_t>(sizeof(S)) >= STREAMED_BYTES;
+}
+
 template <class S> static bool streams(const Softmax& call, const Operand<S>& out) {
-    int64_t bytes = call.rows.count * call.columns * static_cast<int64_t>(sizeof(S));
-    return bytes >= STREAMED_BYTES && may_stream(out, call.columns);
+    return is_large<S>(call) && may_stream(out, call.columns);
 }
 
 template <class S, bool LOG> static void softmax_as(const Softmax& call, int64_t first, int64_t last) {
@@ -216,10 +233,12 @@ template <class S, bool LOG> static void softmax_as(const Softmax& call, int64_t
     Operand<S> x{Use::read, call.rows, call.x, call.in_dtype, call.columns};
     Operand<S> out{Use::write, call.rows, call.out, call.out_dtype, call.columns};
     Operand<S>* operands[] = {&x, &out};
-    bool streams = TG_ISA::streams(call, out), keep = !LOG && call.columns <= MOST_KEPT;
+    bool streams = TG_ISA::streams(call, out), keep = !LOG && call.columns <= MOST_KEPT<T>;
+    // Half as short where the stores go to memory, but not as a stream: they should not come in bursts.
+    bool is_short = call.columns <= (is_large<S>(call) && !streams ? SHORT<T> / 2 : SHORT<T>);
     T* kept = keep ? exponentials<T>(call.columns) : nullptr;
     over_rows(operands, call.columns, first, last, [&](int64_t first, int64_t last) {
-        if (call.columns <= SHORT * W<T>) return softmax_of_short<S, LOG>(x, out, call.columns, first, last);
+        if (is_short) return softmax_of_short<S, LOG>(x, out, call.columns, streams, first, last);
         if constexpr (!LOG) {
             SoftmaxForward<S, LOG, true> job{x, out, streams, kept};
             if (keep) return pipelined(job, call.columns, first, last);

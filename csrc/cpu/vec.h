@@ -111,8 +111,9 @@ TG_INLINE vdouble larger(vdouble a, vdouble b) { return a > b ? a : b; }
 TG_INLINE vdouble smaller(vdouble a, vdouble b) { return a < b ? a : b; }
 #endif
 
-// Whether a comparison holds anywhere.
-TG_INLINE bool any(vint32 holds) {
+// Whether a comparison, of whatever type its compiler makes it, holds anywhere.
+template <class M> TG_INLINE bool any(const M& comparison) {
+    vint32 holds = (vint32)comparison;
 #if TG_BYTES == 64 && defined(__AVX512DQ__)
     return _mm512_movepi32_mask((__m512i)holds);
 #elif TG_BYTES == 32 && defined(__AVX__)
@@ -125,8 +126,6 @@ TG_INLINE bool any(vint32 holds) {
     return found;
 #endif
 }
-
-TG_INLINE bool any(vint64 holds) { return any((vint32)holds); }
 
 // Within [low, high]; NaN stays.
 template <class V> TG_INLINE V clamped(V x, V low, V high) { return smaller(high, larger(low, x)); }
