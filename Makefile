@@ -2,12 +2,12 @@
 # date when what it was made from changed.
 PYTHON ?= python3
 
-SOURCES := pyproject.toml setup.py README.md LICENSE $(shell find engine kernels -name __pycache__ -prune -o -print)
+SOURCES := pyproject.toml setup.py README.md LICENSE $(shell find engine kernels csrc -name __pycache__ -prune -o -print)
 
 # The kernels are made for a range of Triton's versions: constraints.txt pins its lower end, this is the upper one.
 NEWEST_TRITON := 3.9.0
 
-.PHONY: demo test test-newest-triton lint wheel-test clean
+.PHONY: demo test test-newest-triton lint wheel wheel-test sanitize clean
 
 # Train on handwritten digits, with the curves in a picture.
 demo: .venv-demo/installed
@@ -35,18 +35,57 @@ lint: .venv-test/installed
 	.venv-test/bin/ruff format --check
 	.venv-test/bin/mypy -p tilegrad
 
-# sdist, the wheel out of the sdist, and that wheel with the base dependencies alone, away from the repository.
-wheel-test: .venv-test/installed
+# sdist, and the wheel out of the sdist for every Linux that is as old as this one: auditwheel finds out which those are.
+wheel: .venv-test/installed
 	rm -rf build dist *.egg-info
 	PIP_CONSTRAINT=constraints.txt .venv-test/bin/python -m build
+	PATH="$(CURDIR)/.venv-test/bin:$$PATH" auditwheel repair --wheel-dir dist dist/*-linux_*.whl
+	rm dist/*-linux_*.whl
+
+# That wheel with the base dependencies alone, away from the repository.
+wheel-test: wheel
 	@set -e; away=$$(mktemp -d); trap 'rm -rf "$$away"' EXIT; \
 	$(PYTHON) -m venv "$$away/venv"; \
 	"$$away/venv/bin/pip" install --quiet --constraint constraints.txt dist/*.whl; \
-	diff -r --exclude=__pycache__ --exclude=kernels engine "$$away"/venv/lib/python3*/site-packages/tilegrad; \
+	diff -r --exclude=__pycache__ --exclude=kernels --exclude="_C.*" engine "$$away"/venv/lib/python3*/site-packages/tilegrad; \
 	diff -r --exclude=__pycache__ kernels "$$away"/venv/lib/python3*/site-packages/tilegrad/kernels; \
 	cd "$$away"; \
 	venv/bin/python -c "$$USE_THE_WHEEL"; \
 	venv/bin/tilegrad info
+
+# The CPU kernels under the sanitizers of g++: addresses and undefined behaviour in one build, threads in another. The
+# contract and random calls run on every instruction set of this machine. Not a part of .ci/run: it takes a quarter of
+# an hour on two cores.
+sanitize: build/sanitize-address/installed build/sanitize-thread/installed
+	$(UNDER_ADDRESS) .venv-test/bin/pytest tests/test_cpu.py
+	$(UNDER_THREAD) .venv-test/bin/pytest tests/test_cpu.py
+	@test -n "$(INSTRUCTION_SETS)"
+	@set -ex; for isa in $(INSTRUCTION_SETS); do export TILEGRAD_ISA=$$isa; \
+	$(UNDER_ADDRESS) .venv-test/bin/pytest $(IN_PARALLEL) -k cpu tests/test_contract.py tests/test_promises.py; \
+	$(UNDER_ADDRESS) .venv-test/bin/python tests/fuzz_cpu.py --minutes 0.5; \
+	$(UNDER_THREAD) .venv-test/bin/python tests/fuzz_cpu.py --minutes 0.5; \
+	done
+
+INSTRUCTION_SETS = $(shell for isa in baseline avx2 avx512; do \
+	TILEGRAD_ISA=$$isa .venv-test/bin/python -c "from tilegrad import cpu; print(cpu._C.isa())" 2> /dev/null; done)
+
+# Python is not sanitized, so the sanitizer's library has to be there before it; with libstdc++, whose throws it
+# watches. Nor is OpenBLAS: what its threads write, the thread sanitizer takes for races.
+PRELOADED = LD_PRELOAD="$(shell g++ -print-file-name=$(1)) $(shell g++ -print-file-name=libstdc++.so)"
+UNDER_ADDRESS = PYTHONPATH=$(CURDIR)/build/sanitize-address $(call PRELOADED,libasan.so) \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
+UNDER_THREAD = PYTHONPATH=$(CURDIR)/build/sanitize-thread $(call PRELOADED,libtsan.so) \
+	TSAN_OPTIONS="halt_on_error=1 die_after_fork=0" OPENBLAS_NUM_THREADS=1
+
+# setuptools would take the objects of another build for its own.
+build/sanitize-%/installed: .venv-test/installed $(SOURCES)
+	rm -rf build/lib.* build/temp.* build/bdist.* $(@D) *.egg-info
+	TILEGRAD_SANITIZE=$(SANITIZERS) .venv-test/bin/pip install --no-deps --target $(@D) .
+	rm -rf build/lib.* build/temp.* build/bdist.*
+	touch $@
+
+build/sanitize-address/installed: SANITIZERS := address,undefined
+build/sanitize-thread/installed: SANITIZERS := thread
 
 # The list of sources holds the folders too, so that a deleted file counts as a change. build/ goes first, since
 # setuptools would ship again whatever an earlier build left there.
@@ -59,8 +98,8 @@ wheel-test: .venv-test/installed
 # The tests run on pinned versions only, those of the build's own environment among them; the demo on whatever a user
 # would get today.
 .venv-test/installed: constraints.txt
-.venv-test/installed: export PIP_CONSTRAINT := constraints.txt
-.venv-test/installed: export PIP_BUILD_CONSTRAINT := constraints.txt
+.venv-test/installed build/sanitize-%/installed: export PIP_CONSTRAINT := constraints.txt
+.venv-test/installed build/sanitize-%/installed: export PIP_BUILD_CONSTRAINT := constraints.txt
 
 clean:
 	rm -rf .venv-demo .venv-test .triton-* build dist runs *.egg-info .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache

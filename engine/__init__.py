@@ -11,7 +11,9 @@ import functools as _functools
 import math as _math
 
 from . import autograd, cuda, data, nn, optim, storage, utils
-from .backends import backend, get_float32_matmul_precision, set_float32_matmul_precision, synchronize
+from .backends import (
+    backend, get_float32_matmul_precision, get_num_threads, set_float32_matmul_precision, set_num_threads, synchronize,
+)  # fmt: skip
 from .checkpoint import load, save
 from .creation import (
     arange, as_tensor, bernoulli, empty, empty_like, eye, from_dlpack, from_numpy, full, linspace,

@@ -25,18 +25,18 @@ import numpy as np
 from . import reference
 from .activations import ACTIVATIONS
 from .reference import LossOptions
-from .storage import cuda_device_count, cupy, is_cupy, on_device_of, wide_dtype
+from .storage import cuda_device_count, cupy, is_cupy, is_floating, on_device_of, wide_dtype
 from .storage import from_dlpack as view_of
 
 __all__ = ["LossOptions", "backend", "describe", "synchronize"]
 
 NAMES = ("reference", "cpu", "triton", "cuda")
 
-# What each compiled backend lives in, and what that is.
+# What each compiled backend needs, what that is, and the module with its functions.
 _PARTS = {
-    "cpu": ("tilegrad._C", "compiled CPU kernels"),
-    "triton": ("tilegrad.kernels", "Triton kernels"),
-    "cuda": ("tilegrad._C", "CUDA C++ kernels"),
+    "cpu": ("tilegrad._C", "compiled CPU kernels", "tilegrad.cpu"),
+    "triton": ("tilegrad.kernels", "Triton kernels", "tilegrad.kernels"),
+    "cuda": ("tilegrad._CUDA", "CUDA C++ kernels", "tilegrad._CUDA"),
 }
 
 
@@ -48,6 +48,7 @@ class _Chosen(threading.local):
 
 
 _chosen = _Chosen()
+_asked = os.environ.get("TILEGRAD_BACKEND") or "auto"  # looked at once: a step asks for it many times
 
 
 @contextlib.contextmanager
@@ -76,14 +77,14 @@ def _known(name: str, where: str) -> str:
 
 def current() -> str:
     """The name of the backend that was asked for: the block's, the environment's, or "auto"."""
-    return _chosen.name or _known(os.environ.get("TILEGRAD_BACKEND") or "auto", "TILEGRAD_BACKEND")
+    return _chosen.name or (_asked if _asked == "auto" else _known(_asked, "TILEGRAD_BACKEND"))
 
 
 def _why_not(name: str) -> str | None:
     """Why a backend cannot run here, and what would mend it, in a sentence; None if it can."""
     if name == "reference":
         return None
-    module, what = _PARTS[name]
+    module, what, _ = _PARTS[name]
     if not _installed(module):
         return f"backend {name!r} cannot run: this installation has no {what} ({module}); install a build that has them"
     return _why_not_triton() if name == "triton" else None
@@ -92,6 +93,10 @@ def _why_not(name: str) -> str | None:
 @functools.cache
 def _installed(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
+
+
+def _threads(number: int) -> str:
+    return "1 thread" if number == 1 else f"{number} threads"
 
 
 def _why_not_triton() -> str | None:
@@ -111,28 +116,60 @@ def _implementation(name: str) -> ModuleType:
     reason = _why_not(name)
     if reason is not None:
         raise RuntimeError(reason)
-    return reference if name == "reference" else importlib.import_module(_PARTS[name][0])
+    return reference if name == "reference" else importlib.import_module(_PARTS[name][2])
 
 
 def _automatic(x: Any) -> str:
     """The backend of a call that is left to us."""
-    return "reference" if _on_cpu(x) or _why_not("triton") is not None else "triton"
+    name = "cpu" if _on_cpu(x) else "triton"
+    return name if _why_not(name) is None else "reference"
+
+
+@functools.cache
+def _compiled_for_cpu() -> Any:
+    """The module with the CPU's kernels; None where there are none."""
+    return _implementation("cpu") if _why_not("cpu") is None else None
+
+
+def _for(x: Any) -> Any:
+    """Where the operations on arrays like ``x`` are: the CPU's kernels, which take NumPy arrays as they are and warn of
+    nothing, or whatever else is chosen."""
+    name = _chosen.name or _asked
+    if type(x) is np.ndarray and (name == "auto" or name == "cpu"):
+        kernels = _compiled_for_cpu()
+        if kernels is not None:
+            return kernels
+    return _ELSEWHERE
+
+
+class _Elsewhere:
+    def __getattr__(self, operation: str) -> Any:
+        return functools.partial(_run, operation)
+
+
+_ELSEWHERE = _Elsewhere()
 
 
 def _run(operation: str, *args: Any, **outputs: Any) -> None:
-    """Run an operation on the chosen backend."""
+    """Run an operation on the chosen backend, its arrays as that takes them."""
     name = current()
-    implementation = _implementation(_automatic(args[0]) if name == "auto" else name)
-    if implementation is not reference:
-        _run_compiled(implementation, operation, args, outputs)
+    if name == "auto":
+        name = _automatic(args[0])
+    implementation = _implementation(name)
+    if name not in ("reference", "cpu"):
+        _run_on_addresses(implementation, operation, args, outputs)
         return
+    if name == "cpu" and not _on_cpu(args[0]):
+        raise RuntimeError("backend 'cpu' cannot run: expected arrays in the memory of the CPU, got arrays of a GPU")
     args, outputs = tuple(map(_viewed, args)), {k: _viewed(v) for k, v in outputs.items()}
     with np.errstate(all="ignore"), on_device_of(args[0]):
         getattr(implementation, operation)(*args, **outputs)
 
 
-def _run_compiled(implementation: ModuleType, operation: str, args: tuple[Any, ...], outputs: dict[str, Any]) -> None:
-    """Run an operation on a backend that takes the arrays as they are, by their addresses."""
+def _run_on_addresses(
+    implementation: ModuleType, operation: str, args: tuple[Any, ...], outputs: dict[str, Any]
+) -> None:
+    """Run an operation on a backend that takes the arrays as they are, and is handed its workspace."""
     listed = getattr(implementation, f"{operation}_workspace", None)
     if listed is not None:
         buffers = listed(*args, **outputs)
@@ -148,9 +185,38 @@ def _viewed(x: Any) -> Any:
 def describe() -> list[tuple[str, bool, str]]:
     """Each backend: its name, whether it can run here, and what it is, or why it cannot and what would mend it."""
     said = {"reference": "plain NumPy or CuPy code, on any machine"}
+    if (kernels := _compiled_for_cpu()) is not None:
+        said["cpu"] = f"compiled CPU kernels ({kernels.isa()}, {_threads(kernels.num_threads())})"
     return [
-        (name, (why := _why_not(name)) is None, why or said.get(name, _PARTS.get(name, ("", ""))[1])) for name in NAMES
+        (name, (why := _why_not(name)) is None, why or said.get(name, _PARTS.get(name, ("", "", ""))[1]))
+        for name in NAMES
     ]
+
+
+# --- threads ----------------------------------------------------------------------------------------------------------
+
+
+def set_num_threads(threads: int) -> None:
+    """How many threads the kernels of the CPU use, the caller's among them: at the start OMP_NUM_THREADS, or all cores.
+
+    Matrix products are NumPy's, whose BLAS reads OMP_NUM_THREADS once, when NumPy is imported.
+
+    Raises:
+        ValueError: less than 1. TypeError: no int.
+    """
+    if not isinstance(threads, int) or isinstance(threads, bool):
+        raise TypeError(f"set_num_threads: expected an int, got {type(threads).__name__}")
+    if threads < 1:
+        raise ValueError(f"set_num_threads: expected at least 1 thread, got {threads}")
+    kernels = _compiled_for_cpu()
+    if kernels is not None:
+        kernels.set_num_threads(threads)
+
+
+def get_num_threads() -> int:
+    """How many threads the kernels of the CPU use; 1 where there are none."""
+    kernels = _compiled_for_cpu()
+    return 1 if kernels is None else int(kernels.num_threads())
 
 
 # --- TF32 -------------------------------------------------------------------------------------------------------------
@@ -179,7 +245,7 @@ def get_float32_matmul_precision() -> str:
 
 
 def _tf32(x: Any) -> bool:
-    if type(x).__module__.partition(".")[0] == "torch":
+    if type(x) is not np.ndarray and type(x).__module__.partition(".")[0] == "torch":
         return bool(sys.modules["torch"].backends.cuda.matmul.fp32_precision == "tf32")
     return _precision != "highest"
 
@@ -187,10 +253,16 @@ def _tf32(x: Any) -> bool:
 # --- arrays -----------------------------------------------------------------------------------------------------------
 
 
+_LARGE = 1 << 18  # elements; from there on, memory that was used before is worth looking for
+
+
 def _empty(like: Any, shape: tuple[int, ...], dtype: Any = None) -> Any:
     """Uninitialised memory from the library, and on the device, that ``like`` comes from."""
     if isinstance(like, np.ndarray):
-        return np.empty(shape, like.dtype if dtype is None else dtype)
+        dtype = like.dtype if dtype is None else dtype
+        if like.size >= _LARGE and (kernels := _compiled_for_cpu()) is not None:
+            return kernels.empty(shape, dtype)
+        return np.empty(shape, dtype)
     if is_cupy(like):
         with on_device_of(like):
             return cupy().empty(shape, like.dtype if dtype is None else dtype)
@@ -227,17 +299,10 @@ def _check_target(name: str, target: Any, classes: int, o: LossOptions) -> Any:
     device's flag, which is returned here and looked at by ``synchronize``."""
     if not _on_cpu(target):
         return _flag_of(target)
-    t = np.asarray(_viewed(target))
-    if not t.size:
-        return None
-    low, high = t.min(), t.max()
-    if low >= 0 and high < classes:
-        return None
-    bad = t[(t != o.ignore_index) & ((t < 0) | (t >= classes))]
-    if bad.size:
-        raise IndexError(
-            f"{name}: expected targets in [0, {classes}) or ignore_index = {o.ignore_index}, got {int(bad.flat[0])}"
-        )
+    target = target if type(target) is np.ndarray else np.asarray(_viewed(target))
+    bad = (_compiled_for_cpu() or reference).first_bad_index(target, classes, o.ignore_index)
+    if bad is not None:
+        raise IndexError(f"{name}: expected targets in [0, {classes}) or ignore_index = {o.ignore_index}, got {bad}")
     return None
 
 
@@ -286,7 +351,7 @@ def linear(x: Any, weight: Any, bias: Any, activation: str | None, save: bool) -
     lead, rows = tuple(x.shape[:-1]), weight.shape[0]
     out = _empty(x, (*lead, rows // 2 if act is not None and act.gated else rows))
     pre = _empty(x, (*lead, rows)) if save and act is not None and not act.by_sign else None
-    _run("linear", x, weight, bias, activation, out=out, pre=pre, tf32=_tf32(x))
+    _for(x).linear(x, weight, bias, activation, out=out, pre=pre, tf32=_tf32(x))
     return out, out if act is not None and act.by_sign else pre
 
 
@@ -299,8 +364,7 @@ def linear_backward(
         _empty_like(weight, needs[1]),
         _empty(weight, (weight.shape[0],)) if needs[2] else None,
     )
-    _run(
-        "linear_backward",
+    _for(grad).linear_backward(
         grad,
         x,
         weight,
@@ -318,7 +382,7 @@ def softmax(x: Any, dim: int, log: bool, dtype: Any = None) -> Any:
     """softmax or log-softmax along ``dim``; ``dtype`` (of the array's library) converts before."""
     out = _empty(x, tuple(x.shape), x.dtype if dtype is None else dtype)
     if 0 not in x.shape:
-        _run("softmax", x, dim, log, out=out)
+        _for(x).softmax(x, dim, log, out=out)
     return out
 
 
@@ -326,8 +390,34 @@ def softmax_backward(grad: Any, y: Any, dim: int, log: bool, dtype: Any = None) 
     """The gradient of the input, in ``dtype``, from the output ``y``."""
     out = _empty(y, tuple(y.shape), y.dtype if dtype is None else dtype)
     if 0 not in y.shape:
-        _run("softmax_backward", grad, y, dim, log, out=out)
+        _for(grad).softmax_backward(grad, y, dim, log, out=out)
     return out
+
+
+def has_kernels_for(x: Any) -> bool:
+    """Whether activations of these arrays alone have kernels, too: those of the CPU."""
+    return _for(x) is not _ELSEWHERE and is_floating(x.dtype)
+
+
+def activation(x: Any, name: str) -> Any:
+    """act(x) of each element, where ``has_kernels_for`` says so."""
+    out = _empty(x, x.shape)
+    _compiled_for_cpu().activation(x, name, out=out)
+    return out
+
+
+def activation_backward(grad: Any, saved: Any, name: str) -> Any:
+    """act'(x)·grad, from the input, or from the output where its sign is enough."""
+    out = _empty(grad, grad.shape)
+    _compiled_for_cpu().activation_backward(grad, saved, name, out=out)
+    return out
+
+
+def update_together(rule: str, parameters: list[tuple[Any, ...]], *options: Any) -> bool:
+    """One step of an optimiser, "sgd" or "adam", on all its parameters in one call; False where there is no kernel for
+    that, and nothing was done. Each is (value, gradient, its state in three arrays or None, this step's number)."""
+    kernels = _compiled_for_cpu() if current() in ("auto", "cpu") else None
+    return kernels is not None and getattr(kernels, rule)(parameters, *options)
 
 
 def _classes(logits: Any) -> int:
@@ -342,7 +432,7 @@ def nll_loss(logp: Any, target: Any, weight: Any, o: LossOptions) -> Any:
     """(N, C, d…) log-probabilities and (N, d…) class indices → the loss."""
     flag = _check_target("nll_loss", target, _classes(logp), o)
     loss = _empty(logp, _rows(logp) if o.reduction == "none" else ())
-    _run("nll_loss", logp, target, weight, o, loss=loss, flag=flag)
+    _for(logp).nll_loss(logp, target, weight, o, loss=loss, flag=flag)
     _checked(flag)
     return loss
 
@@ -351,7 +441,7 @@ def nll_loss_backward(upstream: Any, logp: Any, target: Any, weight: Any, o: Los
     """The gradient of the log-probabilities."""
     grad = _empty_like(logp)
     if 0 not in grad.shape:
-        _run("nll_loss_backward", upstream, logp, target, weight, o, grad=grad)
+        _for(upstream).nll_loss_backward(upstream, logp, target, weight, o, grad=grad)
     return grad
 
 
@@ -379,8 +469,7 @@ def cross_entropy(
         _empty(logits, rows, np.dtype(np.int64)) if want_stats else None,
         (_empty_like(logits, want_grad),),
     )
-    _run(
-        "cross_entropy", logits, target, weight, o,
+    _for(logits).cross_entropy(logits, target, weight, o,
         loss=made.loss, lse=made.lse, argmax=made.argmax, grad=made.grads[0], flag=flag,
     )  # fmt: skip
     _checked(flag)
@@ -393,7 +482,9 @@ def cross_entropy_backward(
     """The gradients of logits and of class probabilities, each as ``needs`` says."""
     grad, grad_target = _empty_like(logits, needs[0]), _empty_like(target, needs[1])
     if 0 not in logits.shape:
-        _run("cross_entropy_backward", upstream, logits, target, weight, lse, o, grad=grad, grad_target=grad_target)
+        _for(upstream).cross_entropy_backward(
+            upstream, logits, target, weight, lse, o, grad=grad, grad_target=grad_target
+        )
     return grad, grad_target
 
 
@@ -437,8 +528,7 @@ def _run_linear_cross_entropy(
     x: Any, linear_weight: Any, linear_bias: Any, target: Any, weight: Any, o: LossOptions,
     upstream: Any, made: LossResult, flag: Any,
 ) -> None:  # fmt: skip
-    _run(
-        "linear_cross_entropy", x, linear_weight, linear_bias, target, weight, o, upstream=upstream,
+    _for(x).linear_cross_entropy(x, linear_weight, linear_bias, target, weight, o, upstream=upstream,
         loss=made.loss, lse=made.lse, argmax=made.argmax, grad_input=made.grads[0], grad_weight=made.grads[1],
         grad_bias=made.grads[2], grad_target=made.grads[3], flag=flag, tf32=_tf32(x),
     )  # fmt: skip
@@ -452,7 +542,7 @@ def logsumexp_of(lse: Any) -> Any:
 def scaled(grad: Any, upstream: Any) -> Any:
     """A gradient that a forward pass made, times the scalar upstream gradient that came: in place, as it was made to be
     handed over. Where the factor is 1 the gradient is not gone over again; on a GPU that is found out on the device."""
-    if grad is None or 0 in grad.shape or (_on_cpu(upstream) and bool(upstream == 1)):
+    if grad is None or 0 in grad.shape or (_on_cpu(upstream) and upstream.item() == 1):
         return grad
-    _run("scale", upstream, inplace=grad)
+    _for(upstream).scale(upstream, inplace=grad)
     return grad

@@ -130,6 +130,12 @@ class Targets(NamedTuple):
     share: Array  # (rows): what the row adds to the denominator of a mean
 
 
+def first_bad_index(target: Array, classes: int, ignore_index: int) -> int | None:
+    """The first class index outside of [0, classes) that is not to be ignored."""
+    bad = target[(target != ignore_index) & ((target < 0) | (target >= classes))]
+    return int(bad.flat[0]) if bad.size else None
+
+
 def _targets(target: Array, weight: Array | None, o: LossOptions, classes: int, indices: bool) -> Targets:
     """``target`` is (rows) class indices, or (rows, C) probabilities. A target out of range makes its row NaN."""
     xp = namespace(target)

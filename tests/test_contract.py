@@ -23,7 +23,7 @@ from sanitizer import Sanitizer
 import tilegrad as tg
 import tilegrad.nn.functional as F
 
-BACKENDS = ["reference", "triton"]
+BACKENDS = ["reference", "cpu", "triton"]
 
 EPS = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 

@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "cuda": "storage rng",
     # the tape
     "gradmode": "",
-    "graph": "storage gradmode",
+    "graph": "storage gradmode _C",
     "autograd": "storage gradmode graph",
     # the ordinary operations
     "elementwise": "storage graph activations",
@@ -45,14 +45,15 @@ MAY_IMPORT = {
     # the fused operations: on arrays, then recorded by our autograd and by torch's
     "kernels": "",
     "reference": "storage activations",
-    "backends": "storage activations cuda reference kernels _C",
+    "cpu": "storage activations reference _C",
+    "backends": "storage activations cuda reference cpu kernels _C",
     "fused": f"storage activations graph {OPERATIONS} backends",
     "torch": "storage activations backends",
     # what users build with
-    "nn.pointwise": TENSOR,
+    "nn.pointwise": f"{TENSOR} fused",
     "nn.functional": f"{TENSOR} activations backends fused torch nn.pointwise",
     "nn": f"{TENSOR} activations nn.functional",
-    "optim": f"{TENSOR} nn.functional",
+    "optim": f"{TENSOR} backends nn.functional",
     "data": f"{TENSOR} nn.functional",
     "utils": "data",
     "tilegrad": f"{TENSOR} cuda backends checkpoint nn optim data utils",  # engine/__init__.py

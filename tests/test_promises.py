@@ -300,13 +300,20 @@ def test_second_derivatives_are_right_or_a_clear_error() -> None:
 @pytest.mark.parametrize("kind", RECORDED)
 def test_a_frozen_weight_costs_no_gradient(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[set[str]] = []
-    run = tg.backends._run
+    chosen = tg.backends._for
 
-    def spy(operation: str, *args: Any, **outputs: Any) -> None:
-        asked.append({k for k, v in outputs.items() if v is not None and k.startswith("grad")})
-        run(operation, *args, **outputs)
+    class Spy:
+        def __init__(self, x: Any):
+            self.operations = chosen(x)
 
-    monkeypatch.setattr(tg.backends, "_run", spy)
+        def __getattr__(self, operation: str) -> Any:
+            def run(*args: Any, **outputs: Any) -> None:
+                asked.append({k for k, v in outputs.items() if v is not None and k.startswith("grad")})
+                getattr(self.operations, operation)(*args, **outputs)
+
+            return run
+
+    monkeypatch.setattr(tg.backends, "_for", Spy)
     x, w, t = make(kind, draw(4, 3), True), make(kind, draw(5, 3)), make(kind, classes(4, 5))
     F.linear_cross_entropy(x, w, t).backward()
     F.linear_cross_entropy(x, w, t, reduction="none").sum().backward()
@@ -488,11 +495,11 @@ def test_a_backend_that_cannot_run_says_why_and_runs_nothing_else(monkeypatch: p
                 pass
             assert name in sentence
             monkeypatch.setattr(tg.backends._chosen, "name", None)
-            monkeypatch.setenv("TILEGRAD_BACKEND", name)
+            monkeypatch.setattr(tg.backends, "_asked", name)  # TILEGRAD_BACKEND, as it was at the start
             with pytest.raises(RuntimeError, match=f"backend '{name}' cannot run"):
                 F.softmax(draw(2, 2), 1)
     monkeypatch.setattr(tg.backends._chosen, "name", None)
-    monkeypatch.setenv("TILEGRAD_BACKEND", "nonsense")
+    monkeypatch.setattr(tg.backends, "_asked", "nonsense")
     with pytest.raises(ValueError, match=r"TILEGRAD_BACKEND.*got 'nonsense'"):
         F.softmax(draw(2, 2), 1)
 

@@ -1,0 +1,83 @@
+# What csrc/ offers to the engine. Arrays are NumPy's; None stands for what is not wanted.
+
+import enum
+from collections.abc import Sequence
+from typing import Any
+
+class Reduction(enum.Enum):
+    none = 0
+    sum = 1
+    mean = 2
+
+class LossArguments:
+    def __init__(
+        self,
+        reduction: Reduction,
+        ignore_index: int,
+        label_smoothing: float,
+        z_loss: float,
+        softcap: float,
+        by_share: float = -1.0,
+        by_count: float = -1.0,
+    ) -> None: ...
+
+def know_bfloat16(dtype: Any) -> None: ...
+def isa() -> str: ...
+def num_threads() -> int: ...
+def set_num_threads(threads: int) -> None: ...
+
+# memory
+def empty(shape: tuple[int, ...], dtype: Any, /) -> Any: ...
+def release_memory() -> None: ...
+
+# rows
+def softmax(x: Any, y: Any, axis: int, log: bool, out: Any) -> None: ...
+def cross_entropy(
+    logits: Any, target: Any, weight: Any, o: LossArguments, loss: Any, lse: Any, argmax: Any, grad: Any, /
+) -> None: ...
+def cross_entropy_backward(
+    upstream: Any, logits: Any, target: Any, weight: Any, lse: Any, o: LossArguments, grad: Any, grad_target: Any, /
+) -> None: ...
+def first_bad_index(target: Any, classes: int, ignore_index: int, /) -> int | None: ...
+
+# elements
+def epilogue(z: Any, bias: Any, activation: int, pre: Any, out: Any, /) -> None: ...
+def epilogue_backward(grad: Any, saved: Any, activation: int, dz: Any, grad_bias: Any, /) -> None: ...
+def activation(x: Any, activation: int, out: Any, /) -> None: ...
+def activation_backward(grad: Any, saved: Any, activation: int, out: Any, /) -> None: ...
+def convert(source: Any, target: Any, /) -> None: ...
+def scale(x: Any, factor: float, /) -> None: ...
+
+# linears so small that one call does it all; False: not small, and nothing was done
+def small_linear(x: Any, weight: Any, bias: Any, activation: int, pre: Any, out: Any, /) -> bool: ...
+def small_linear_backward(
+    grad: Any, x: Any, weight: Any, saved: Any, activation: int, grad_input: Any, grad_weight: Any, grad_bias: Any, /
+) -> bool: ...
+
+# optimisers: (value, gradient, up to three arrays of state or None, number of the step) of each parameter
+def sgd(
+    parameters: Sequence[tuple[Any, ...]],
+    lr: float,
+    momentum: float,
+    dampening: float,
+    weight_decay: float,
+    nesterov: bool,
+    maximize: bool,
+    /,
+) -> bool: ...
+def adam(
+    parameters: Sequence[tuple[Any, ...]],
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    decoupled: bool,
+    maximize: bool,
+    /,
+) -> bool: ...
+
+# the tape
+def begin_tape(engine: dict[str, Any], /) -> None: ...
+def apply(cls: type, /, *args: Any) -> Any: ...
+def walk(roots: Sequence[tuple[Any, Any]], keep_graph: bool, /) -> None: ...
