@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from heapq import heappop, heappush
+from sys import getrefcount
 from typing import Any
 
 import numpy as np
 
-from .gradmode import enable_grad, is_grad_enabled, no_grad, set_grad_enabled
-from .graph import Edge, Function, Variable, _Saved, once_differentiable
-from .storage import is_floating, namespace, on_device_of
+from .gradmode import _mode, enable_grad, is_grad_enabled, no_grad, set_grad_enabled
+from .graph import ArrayFunction, Edge, Function, Variable, _numbers, _Saved, _stand_in, compiled, once_differentiable
+from .storage import DTYPES, is_floating, namespace, on_device_of
 
 __all__ = [
     "Function", "backward", "enable_grad", "grad", "gradcheck", "is_grad_enabled", "no_grad", "once_differentiable",
@@ -17,8 +19,8 @@ __all__ = [
 ]  # fmt: skip
 
 
-def _reachable(roots: Iterable[Any]) -> list[Any]:
-    """Every node that the roots lead to, the latest recorded first: each before all of its inputs."""
+def _leading_to(wanted: set[tuple[int, int]], roots: Iterable[Any]) -> set[Any]:
+    """The nodes below the roots from which an edge in ``wanted`` can be reached."""
     seen = set()
     stack = list(roots)
     while stack:
@@ -26,60 +28,75 @@ def _reachable(roots: Iterable[Any]) -> list[Any]:
         if node not in seen:
             seen.add(node)
             stack.extend(e[0] for e in node.edges if e is not None and isinstance(e[0], Function))
-    return sorted(seen, key=lambda n: -n.number)
-
-
-def _leading_to(wanted: set[tuple[int, int]], nodes: list[Any]) -> list[Any]:
-    """Those of the nodes (latest first) from which an edge in ``wanted`` can be reached."""
     useful: set[Any] = set()
-    for node in reversed(nodes):
+    for node in sorted(seen, key=lambda n: n.number):
         if any(e is not None and ((id(e[0]), e[1]) in wanted or e[0] in useful) for e in node.edges):
             useful.add(node)
-    return [n for n in nodes if n in useful]
-
-
-def _device_of(grad: Any) -> Any:
-    """The context in which new arrays appear on the device of a gradient."""
-    return on_device_of(grad._array if isinstance(grad, Variable) else grad)
+    return useful
 
 
 def _add(a: Any, b: Any) -> Any:
-    total = b if a is None else a + b
+    if isinstance(a, Variable) or isinstance(b, Variable):
+        return a + b
+    with np.errstate(all="ignore"), on_device_of(b):
+        total = a + b
     return np.asarray(total) if isinstance(total, np.generic) else total  # NumPy turns 0-d results into scalars
 
 
 def _walk(roots: Sequence[tuple[Edge, Any]], keep_graph: bool, create_graph: bool, take: _Taker) -> None:
-    """Run the graph backwards from ``roots`` (edge, gradient); what arrives anywhere is offered to ``take``."""
-    pending: dict[Any, tuple[list[Any], list[bool]]] = {}  # gradients, and which of them belong to nobody else
+    """Run the graph backwards from ``roots`` (edge, gradient); what arrives anywhere is offered to ``take``.
 
-    def deliver(edge: Edge, grad: Any, shared: bool) -> None:
+    The node that was recorded last is run first, so that all that comes to a node has come before it is run.
+    """
+    pending: dict[Any, list[Any]] = {}  # the gradients of a node's outputs
+    latest: list[tuple[int, Any]] = []  # a heap of those nodes
+    runs = take.runs([e[0] for e, _ in roots if isinstance(e[0], Function)])
+
+    def deliver(edge: Edge, grad: Any) -> None:
         target, i = edge
-        if isinstance(target, Variable):
-            take.leaf(target, grad, shared)
-        else:
-            if target not in pending:
-                count = len(target._outputs)
-                pending[target] = [None] * count, [False] * count
-            slots, own = pending[target]
-            own[i] = slots[i] is not None or not shared
-            slots[i] = _add(slots[i], grad)
+        slots = pending.get(target)
+        if slots is None:
+            slots = pending[target] = [None] * len(target._outputs)
+            if runs is None or target in runs:
+                heappush(latest, (-target.number, target))
+        slots[i] = grad if slots[i] is None else _add(slots[i], grad)
 
     for edge, grad in roots:
-        with _device_of(grad):
-            deliver(edge, grad, True)
-    for node in take.worth(_reachable([e[0] for e, _ in roots if isinstance(e[0], Function)])):
-        if node not in pending:
-            continue
-        grads, own = pending.pop(node)
-        take.node(node, grads)
-        results = node._run_backward(grads, create_graph)
-        for edge, grad in zip(node.edges, results, strict=False):
-            if edge is not None and grad is not None:
-                with _device_of(grad):
-                    deliver(edge, _fitted(edge, grad, node), not _is_fresh(grad, grads, own, results, node, keep_graph))
-        if not keep_graph:
-            node._free()
-    take.rest({node: grads for node, (grads, _) in pending.items()})
+        if isinstance(edge[0], Variable):
+            take.leaf(edge[0], grad, False)
+        else:
+            deliver(edge, grad)
+    before, _mode.enabled = _mode.enabled, create_graph
+    quiet = None
+    try:
+        while latest:
+            node = heappop(latest)[1]
+            if quiet is None and node.warns:
+                quiet = np.errstate(all="ignore")
+                quiet.__enter__()
+            grads = pending.pop(node)
+            take.node(node, grads)
+            results = node._run_backward(grads, create_graph)
+            del grads
+            if not keep_graph:
+                node._free()
+            for i, edge in enumerate(node.edges):
+                # Only this variable may hold a gradient that a leaf is to take over, so it leaves the list.
+                grad, results[i] = results[i], None
+                if edge is None or grad is None:
+                    continue
+                grad = _fitted(edge, grad, node)
+                if isinstance(edge[0], Variable):
+                    alone = _is_alone(grad)  # before the call below holds it, too
+                    take.leaf(edge[0], grad, alone)
+                else:
+                    deliver(edge, grad)
+            grad = None
+    finally:
+        _mode.enabled = before
+        if quiet is not None:
+            quiet.__exit__(None, None, None)
+    take.rest(pending)
 
 
 class _Taker:
@@ -88,18 +105,18 @@ class _Taker:
     def __init__(self, create_graph: bool):
         self.create_graph = create_graph
 
-    def worth(self, nodes: list[Any]) -> list[Any]:
-        """The nodes that have to be run."""
-        return nodes
+    def runs(self, roots: list[Any]) -> set[Any] | None:
+        """The nodes that have to be run; None: all that a gradient comes to."""
+        return None
 
-    def leaf(self, leaf: Any, grad: Any, shared: bool) -> None:
-        _accumulate(leaf, grad, shared, self.create_graph)
+    def leaf(self, leaf: Any, grad: Any, alone: bool) -> None:
+        _accumulate(leaf, grad, alone, self.create_graph)
 
     def node(self, node: Any, grads: list[Any]) -> None:
         for i, reference in (node._retained or {}).items():
             t = reference()
             if t is not None and grads[i] is not None:
-                _accumulate(t, grads[i], True, self.create_graph)
+                _accumulate(t, grads[i], False, self.create_graph)
 
     def rest(self, pending: dict[Any, list[Any]]) -> None:
         """Gradients that arrived at nodes which were not run."""
@@ -111,27 +128,30 @@ class _Collector(_Taker):
     def __init__(self, edges: list[Edge]):
         self.found: dict[tuple[int, int], Any] = {(id(e[0]), e[1]): None for e in edges}
 
-    def worth(self, nodes: list[Any]) -> list[Any]:
-        return _leading_to(set(self.found), nodes)
+    def runs(self, roots: list[Any]) -> set[Any] | None:
+        return _leading_to(set(self.found), roots)
 
-    def leaf(self, leaf: Any, grad: Any, shared: bool) -> None:
+    def leaf(self, leaf: Any, grad: Any, alone: bool) -> None:
         key = (id(leaf), 0)
         if key in self.found:
             before = self.found[key]
-            self.found[key] = _owned(grad, shared) if before is None else _add(before, grad)
+            self.found[key] = _owned(grad, alone) if before is None else _add(before, grad)
 
     def node(self, node: Any, grads: list[Any]) -> None:
         for i, g in enumerate(grads):
             if g is not None and (id(node), i) in self.found:
-                self.found[id(node), i] = _owned(g, True)
+                self.found[id(node), i] = _owned(g, False)
 
     def rest(self, pending: dict[Any, list[Any]]) -> None:
         for node, grads in pending.items():
             self.node(node, grads)
 
 
-def _owned(grad: Any, shared: bool) -> Any:
-    return grad.copy() if shared and not isinstance(grad, Variable) else grad
+def _owned(grad: Any, alone: bool) -> Any:
+    if alone or isinstance(grad, Variable):
+        return grad
+    with on_device_of(grad):
+        return grad.copy()
 
 
 def _fitted(edge: Edge, grad: Any, node: Any) -> Any:
@@ -141,6 +161,8 @@ def _fitted(edge: Edge, grad: Any, node: Any) -> Any:
         shape, dt = target._array.shape, target._array.dtype
     else:
         shape, dt = target._outputs[i]
+    if type(grad) is np.ndarray and grad.shape == shape and grad.dtype == dt:
+        return grad
     if grad.shape != shape:
         raise RuntimeError(
             f"{node.name()}: backward returned a gradient of shape {list(grad.shape)}, expected {list(shape)}"
@@ -149,38 +171,55 @@ def _fitted(edge: Edge, grad: Any, node: Any) -> Any:
         return grad if grad._array.dtype == dt else grad.to(dt)
     if isinstance(grad, np.generic):
         return np.asarray(grad, dt)  # NumPy turns 0-d results into scalars
-    return grad if grad.dtype == dt else grad.astype(dt)
+    with on_device_of(grad):
+        return grad if grad.dtype == dt else grad.astype(dt)
 
 
-def _is_fresh(
-    grad: Any, grads: Sequence[Any], own: Sequence[bool], results: Sequence[Any], node: Any, keep_graph: bool
-) -> bool:
-    """Whether a gradient's memory belongs to nobody else, so that a leaf may take it over without a copy: it was made
-    here, or is another view of all of a gradient that came here in the same way."""
-    if isinstance(grad, Variable) or any(grad is g for g in grads):
+def _holders(grad: Any) -> tuple[int, int]:
+    """How many references there are to an array, and to the one that it is a view of, seen from here."""
+    base = grad.base
+    return getrefcount(grad), 0 if base is None else getrefcount(base)
+
+
+def _is_alone(grad: Any) -> bool:
+    """Whether a gradient's memory belongs to nobody but the caller's variable, so that a leaf may take it over without
+    a copy. As in torch it is the references that tell. A view has to be a view of all of its memory."""
+    if isinstance(grad, Variable):
         return False
-    if grad.base is not None:
-        of_base = sum(r is grad.base or getattr(r, "base", None) is grad.base for r in results)
-        whole = any(
-            is_own and grad.size == g.size and (grad.base is g or grad.base is g.base)
-            for g, is_own in zip(grads, own, strict=True)
-        )
-        return whole and of_base == 1 and grad.flags.c_contiguous
-    if sum(grad is r for r in results) > 1 or any(grad is s.array for s in node._saved if isinstance(s, _Saved)):
+    base = grad.base
+    if base is None:
+        return _holders(grad) <= _OF_ALONE
+    if type(base) is not type(grad) or base.size != grad.size or not grad.flags.c_contiguous:
         return False
-    return not (keep_graph and any(grad is k for k in getattr(node, "_kept", ())))
+    del base
+    of_grad, of_base = _holders(grad)
+    return of_grad <= _OF_ALONE_VIEW[0] and of_base <= _OF_ALONE_VIEW[1]
 
 
-def _accumulate(leaf: Any, grad: Any, shared: bool, create_graph: bool) -> None:
+def _counted(make: Callable[[], Any]) -> tuple[int, int]:
+    """What ``_is_alone`` counts of an array that only its caller's variable holds."""
+    made = make()
+
+    def of(grad: Any) -> tuple[int, int]:
+        return _holders(grad)
+
+    return of(made)
+
+
+_OF_ALONE, _OF_ALONE_VIEW = _counted(lambda: np.empty(1)), _counted(lambda: np.empty(2).reshape(1, 2))
+
+
+def _accumulate(leaf: Any, grad: Any, alone: bool, create_graph: bool) -> None:
     if create_graph:
         grad = grad if isinstance(grad, Variable) else leaf._make(grad)
         leaf._grad = grad if leaf._grad is None else leaf._grad + grad
     elif leaf._grad is None:
-        leaf._grad = leaf._make(_owned(grad._array if isinstance(grad, Variable) else grad, shared))
+        leaf._grad = leaf._make(_owned(grad._array if isinstance(grad, Variable) else grad, alone))
     elif leaf._grad.requires_grad:
         leaf._grad = leaf._grad.detach() + leaf._make(grad)
     else:
-        leaf._grad._array += grad
+        with np.errstate(all="ignore"), on_device_of(grad):
+            leaf._grad._array += grad
         leaf._grad._history[0] += 1
 
 
@@ -198,7 +237,9 @@ def _root(t: Any, grad: Any, create_graph: bool, caller: str) -> tuple[Edge, Any
                 f"{caller}: grad can be implicitly created only for scalar outputs, got shape {list(x.shape)}"
             )
         with on_device_of(x):
-            grad = t._make(namespace(x).ones(x.shape, x.dtype))
+            ones = namespace(x).empty(x.shape, x.dtype)
+            ones.fill(1)
+        return edge, t._make(ones) if create_graph else ones
     if not isinstance(grad, Variable):
         raise TypeError(f"{caller}: expected the upstream gradient as a Tensor, got {type(grad).__name__}")
     if grad._array.shape != x.shape:
@@ -226,9 +267,29 @@ def backward(
     outputs = _listed(tensors)
     upstream = [None] * len(outputs) if grad_tensors is None else _listed(grad_tensors)
     roots = [_root(t, g, create_graph, "backward") for t, g in zip(outputs, upstream, strict=True)]
-    keep = create_graph if retain_graph is None else retain_graph
-    with np.errstate(all="ignore"):
+    keep = create_graph if retain_graph is None else bool(retain_graph)
+    if compiled is None or create_graph:
         _walk(roots, keep, create_graph, _Taker(create_graph))
+    else:
+        compiled.walk(roots, keep)
+
+
+def _enter_quiet() -> Any:
+    quiet = np.errstate(all="ignore")
+    quiet.__enter__()
+    return quiet
+
+
+def begin_compiled(tensor_type: type) -> None:
+    """Tell the compiled loops what they are to work on."""
+    if compiled is not None:
+        compiled.begin_tape({
+            "Variable": Variable, "Tensor": tensor_type, "ArrayFunction": ArrayFunction, "Saved": _Saved,
+            "ndarray": np.ndarray, "asarray": np.asarray, "mode": _mode, "numbers": _numbers, "stand_in": _stand_in,
+            "floats": frozenset(d.dtype for d in DTYPES if d.is_floating_point),
+            "accumulate": _accumulate, "add": _add, "fitted": _fitted, "retain": _Taker(False).node,
+            "enter_quiet": _enter_quiet, "leave_quiet": lambda quiet: quiet.__exit__(None, None, None),
+        })  # fmt: skip
 
 
 def grad(
@@ -253,8 +314,7 @@ def grad(
     if None in edges:
         raise RuntimeError("grad: one of the inputs does not require grad")
     collector = _Collector(edges)
-    with np.errstate(all="ignore"):
-        _walk(roots, create_graph if retain_graph is None else retain_graph, create_graph, collector)
+    _walk(roots, create_graph if retain_graph is None else retain_graph, create_graph, collector)
     results = []
     for t, (target, i) in zip(wrt, edges, strict=True):
         g = collector.found[id(target), i]

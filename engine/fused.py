@@ -4,13 +4,35 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import activations, backends, functions, reductions, shaping
+from . import activations, backends, elementwise, functions, reductions, shaping
 from .backends import LossOptions
 from .graph import ArrayFunction, Variable, once_differentiable
 from .storage import Array, namespace, numpy_dtype
 
 
+class Activation(ArrayFunction):
+    """act(x) of each element by a kernel of its own."""
+
+    warns = False  # the kernels do not, and make their outputs in the dtype that they are to have
+
+    @staticmethod
+    def forward(ctx: Any, x: Array, name: str) -> Array:
+        y = backends.activation(x, name)
+        ctx.name_of = name
+        ctx.save(y if activations.ACTIVATIONS[name].by_sign else x)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Any) -> Any:
+        (saved,) = ctx.saved
+        if isinstance(grad, Variable):
+            return activations.backward(functions, shaping.cat, ctx.name_of, saved, grad), None
+        return backends.activation_backward(grad, saved, ctx.name_of), None
+
+
 class Linear(ArrayFunction):
+    warns = False
+
     @staticmethod
     def forward(ctx: Any, x: Array, weight: Array, bias: Array | None, activation: str | None) -> Array:
         out, pre = backends.linear(x, weight, bias, activation, save=bool(ctx.needs_input_grad))
@@ -41,6 +63,7 @@ def _linear_backward_recorded(ctx: Any, grad: Any) -> Any:
 
 
 class Softmax(ArrayFunction):
+    warns = False
     log = False
     keeps_half = False  # a wider output was asked for by dtype
 
@@ -66,6 +89,8 @@ class LogSoftmax(Softmax):
 
 
 class NllLoss(ArrayFunction):
+    warns = False
+
     @staticmethod
     def forward(ctx: Any, logp: Array, target: Array, weight: Array | None, o: LossOptions) -> Array:
         ctx.save(logp, target, weight)
@@ -89,6 +114,7 @@ def _with_stats(made: backends.LossResult, want_stats: bool) -> Any:
 
 
 class CrossEntropy(ArrayFunction):
+    warns = False
     keeps_half = False  # stats stay wide; the loss comes rounded
 
     @staticmethod
@@ -119,6 +145,7 @@ class CrossEntropy(ArrayFunction):
 
 
 class LinearCrossEntropy(ArrayFunction):
+    warns = False
     keeps_half = False
 
     @staticmethod
@@ -151,6 +178,20 @@ class LinearCrossEntropy(ArrayFunction):
 
 
 # --- as nn/functional.py calls them, the same names as in torch/ ------------------------------------------------------
+
+
+_BY_ARRAY_LIBRARY = {
+    "relu": elementwise.Relu, "leaky_relu": elementwise.LeakyRelu, "elu": elementwise.Elu, "selu": elementwise.Selu,
+    "gelu": elementwise.Gelu, "gelu_tanh": elementwise.GeluTanh, "silu": elementwise.Silu, "mish": elementwise.Mish,
+    "sigmoid": elementwise.Sigmoid, "tanh": elementwise.Tanh, "softplus": elementwise.Softplus,
+}  # fmt: skip
+
+
+def activation(input: Any, name: str) -> Any:
+    """act(x) of each element, with the activation's default parameters."""
+    if backends.has_kernels_for(input._array):
+        return Activation.apply(input, name)
+    return _BY_ARRAY_LIBRARY[name].apply(input)
 
 
 def linear(input: Any, weight: Any, bias: Any, activation: str | None) -> Any:

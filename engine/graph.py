@@ -7,15 +7,22 @@ graph keeps alive only what its derivatives need.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from .gradmode import _mode, no_grad, set_grad_enabled
-from .storage import Array, is_floating, namespace, on_device_of
+from .gradmode import _mode, no_grad
+from .storage import Array, float32, is_floating, namespace, on_device_of
+
+compiled: Any = None  # the extension, whose tape.cpp has the loops of a training step; None where there is none
+with contextlib.suppress(ImportError):
+    from . import _C
+
+    compiled = _C
 
 Edge = tuple[Any, int]  # (the node that made a tensor, which of its outputs) or (a leaf, 0)
 
@@ -37,7 +44,8 @@ class Variable:
 
         def __getattr__(self, name: str) -> Any: ...
 
-    def _make(self, array: Array) -> Any:
+    @staticmethod
+    def _make(array: Array) -> Any:
         """A new tensor over ``array``, of the plain tensor type, without gradient."""
         raise NotImplementedError
 
@@ -93,6 +101,7 @@ class Function:
     _undifferentiable: tuple[int, ...] = ()
     _dirty: tuple[int, ...] = ()
     _materialize = True
+    warns = True  # whether NumPy may warn in it: log(0) and 0/0 are values here, as in torch
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Any:
@@ -181,8 +190,8 @@ class Function:
     def _free(self) -> None:
         self._saved, self._freed = (), True
 
-    def _run_backward(self, grads: list[Any], create_graph: bool) -> Sequence[Any]:
-        """The gradients of the inputs, as tensors if ``create_graph`` or else as arrays."""
+    def _run_backward(self, grads: list[Any], create_graph: bool) -> list[Any]:
+        """The gradients of the inputs, as tensors if ``create_graph`` or else as arrays, in a list of their own."""
         self._check_alive()
         like = self._like
         handed = []
@@ -190,8 +199,7 @@ class Function:
             if g is None and self._materialize:
                 g = namespace(like._array).zeros(shape, dt)
             handed.append(like._make(g) if g is not None and not isinstance(g, Variable) else g)
-        with set_grad_enabled(create_graph):
-            result = type(self).backward(self, *handed)
+        result = type(self).backward(self, *handed)
         result = result if isinstance(result, tuple) else (result,)
         while len(result) > len(self.edges) and result[-1] is None:
             result = result[:-1]  # for arguments with a default, left out of the call
@@ -206,24 +214,25 @@ class Function:
         return f"<{self.name()} object at {id(self):#x}>"
 
 
-class _Saved:
+class _Saved(NamedTuple):
     """An input or output kept for backward: its array, and the write counter that it must still have then."""
 
-    __slots__ = ("array", "edge", "history", "output", "version")
-
-    def __init__(self, t: Variable, edge: Edge | None, output: int | None = None):
-        self.array, self.history, self.version = t._array, t._history, t._history[0]
-        self.edge, self.output = edge, output  # an input has an edge, an output its number: the node would be a cycle
+    array: Array
+    history: list[int]
+    version: int
+    edge: Edge | None  # of an input
+    output: int | None = None  # an output's number: with the node itself it would be a cycle
 
     @classmethod
     def of(cls, t: Variable, args: Sequence[Any], outputs: Sequence[Any], edges: Sequence[Edge | None]) -> _Saved:
+        kept = t._array, t._history, t._history[0]
         for a, edge in zip(args, edges, strict=True):
             if a is t:
-                return cls(t, edge)
+                return cls(*kept, edge)
         for i, o in enumerate(outputs):
             if o is t:
-                return cls(t, None, i)
-        return cls(t, None)
+                return cls(*kept, None, i)
+        return cls(*kept, None)
 
     def check(self, node: Function) -> None:
         if self.history[0] != self.version:
@@ -270,8 +279,8 @@ class ArrayFunction(Function):
     def saved(self) -> tuple[Any, ...]:
         """What ``save`` was given: arrays, or tensors when the derivative is being recorded."""
         if _mode.enabled:
-            return tuple([s.unpack(self) if isinstance(s, _Saved) else s for s in self._saved])
-        return tuple([s.array if isinstance(s, _Saved) else s for s in self._saved])
+            return tuple([s.unpack(self) if type(s) is _Saved else s for s in self._saved])
+        return tuple([s.array if type(s) is _Saved else s for s in self._saved])
 
     @property
     def kept(self) -> tuple[Any, ...]:
@@ -279,91 +288,122 @@ class ArrayFunction(Function):
         return self._kept
 
     def _free(self) -> None:
-        super()._free()
-        self._kept = ()
+        self._saved = self._kept = ()
+        self._freed = True
 
     def name(self) -> str:
         """How the node is called in a tensor's repr: as torch would."""
         return self.torch_name or f"{type(self).__name__}Backward0"
 
     @classmethod
-    def apply(cls, *args: Any) -> Any:
+    def _apply(cls, *args: Any) -> Any:
         """Run ``forward`` on the arrays; wrap and record the result if there are tensors among the arguments."""
         ctx = cls()
         like: Any = None
-        needs = False
-        arrays = []
+        arrays: list[Any] = []
+        edges: list[Edge | None] = []
+        recording = False
         for a in args:
+            edge = None
             if isinstance(a, Variable):
                 like = a
                 if a._base is not None and a._seen != a._history[1]:
                     a._edge()  # takes over what was recorded on its base
-                needs = needs or a.requires_grad
-                arrays.append(a._array)
-            else:
-                arrays.append(a)
+                if a.requires_grad:
+                    edge = (a, 0) if a.grad_fn is None else (a.grad_fn, a._output)
+                    recording = True
+                a = a._array
+            arrays.append(a)
+            edges.append(edge)
         if like is None:
             return cls.forward(ctx, *arrays)
-        needs = needs and _mode.enabled
-        if needs:
-            ctx.needs_input_grad = tuple([isinstance(a, Variable) and a.requires_grad for a in args])
-        # log(0) and 0/0 are values here, as in torch, not warnings.
-        with np.errstate(all="ignore") if type(like._array) is np.ndarray else on_device_of(like._array):
-            result = cls.forward(ctx, *arrays)
-            results = result if isinstance(result, tuple) else (result,)
-            outputs = [ctx._wrap(r, args, like) for r in results]
-        if needs:
-            ctx._like = _stand_in(like)
-            ctx._record(tuple([a._edge() if isinstance(a, Variable) else None for a in args]))
-            for i, o in enumerate(outputs[: cls.differentiable]):
-                ctx._attach(o, i)
-            ctx._outputs = tuple([(o._array.shape, o._array.dtype) for o in outputs])
-            if ctx._saved:
-                ctx._saved = tuple([ctx._guard(s, args, results, outputs) for s in ctx._saved])
-        return tuple(outputs) if isinstance(result, tuple) else outputs[0]
-
-    def _wrap(self, result: Any, args: tuple[Any, ...], like: Any) -> Any:
-        """The result as a tensor; one that shares an input's memory becomes a view of it, with its write counter."""
-        if isinstance(result, np.generic):
-            result = np.asarray(result)  # NumPy turns 0-d results into scalars
-        if self.keeps_half and result.dtype == np.float32:
-            halves = {a._array.dtype for a in args if isinstance(a, Variable) and a._array.itemsize == 2}
-            if len(halves) == 1 and is_floating(half := halves.pop()):
-                result = result.astype(half)
-        out = like._make(result)
-        base = result.base
-        for a in args:
-            if isinstance(a, Variable):
-                x = a._array
-                if result is x or (base is not None and (base is x or base is x.base)):
-                    out._base = a if a._base is None else a._base
-                    out._history, out._seen = a._history, a._history[1]
-                    break
+        recording = recording and _mode.enabled
+        if recording:
+            ctx._record(tuple(edges))
+            ctx.needs_input_grad = tuple([e is not None for e in edges])
+        if type(like._array) is not np.ndarray or cls.warns:
+            with np.errstate(all="ignore") if type(like._array) is np.ndarray else on_device_of(like._array):
+                made = cls.forward(ctx, *arrays)
+                result = ctx._rounded(made, arrays) if cls.keeps_half else made
+        else:
+            made = result = cls.forward(ctx, *arrays)
+        if isinstance(result, tuple):
+            outputs = [ctx._wrap(r, args, arrays, like) for r in result]
+            if recording:
+                ctx._remember(args, arrays, made, outputs, like)
+            return tuple(outputs)
+        out = ctx._wrap(result, args, arrays, like)
+        if recording:
+            ctx._remember(args, arrays, (made,), (out,), like)
         return out
 
-    def _guard(self, s: Any, args: tuple[Any, ...], results: tuple[Any, ...], outputs: list[Any]) -> Any:
-        if s is None or not hasattr(s, "dtype"):
+    # The compiled one does the same, and calls this one for whatever is not the plainest case.
+    apply: Any = _apply if compiled is None else classmethod(compiled.apply)
+
+    def _rounded(self, result: Any, arrays: list[Any]) -> Any:
+        """float32 results in the one 16-bit dtype of the inputs."""
+        if isinstance(result, tuple):
+            return tuple([self._rounded(r, arrays) for r in result])
+        if result.dtype == float32.dtype:
+            halves = {x.dtype for x in arrays if getattr(x, "itemsize", 0) == 2}
+            if len(halves) == 1 and is_floating(half := halves.pop()):
+                return result.astype(half)
+        return result
+
+    def _wrap(self, result: Any, args: tuple[Any, ...], arrays: list[Any], like: Any) -> Any:
+        """The result as a tensor; one that shares an input's memory becomes a view of it, with its write counter."""
+        out = like._make(np.asarray(result) if isinstance(result, np.generic) else result)
+        base = result.base
+        for a, x in zip(args, arrays, strict=True):
+            if isinstance(a, Variable) and (x is result or (base is not None and (x is base or x.base is base))):
+                out._base = a if a._base is None else a._base
+                out._history, out._seen = a._history, a._history[1]
+                break
+        return out
+
+    def _remember(
+        self, args: tuple[Any, ...], arrays: list[Any], results: tuple[Any, ...], outputs: Sequence[Any], like: Any
+    ) -> None:
+        """Record the outputs, and what was saved with the write counters of the tensors that it belongs to."""
+        self._like = _stand_in(like)
+        self._outputs = tuple([(o._array.shape, o._array.dtype) for o in outputs])
+        for i, o in enumerate(outputs[: self.differentiable]):
+            self._attach(o, i)
+        if not self._saved:
+            return
+        ids = [id(x) for x in arrays]
+        kept: list[Any] = []
+        for s in self._saved:
+            if s is None:
+                kept.append(None)
+            elif id(s) in ids and isinstance(a := args[i := ids.index(id(s))], Variable):
+                kept.append(_Saved(s, a._history, a._history[0], self.edges[i]))
+            else:
+                kept.append(self._saved_output(s, results, outputs))
+        self._saved = tuple(kept)
+
+    def _saved_output(self, s: Any, results: tuple[Any, ...], outputs: Sequence[Any]) -> Any:
+        for i, (r, o) in enumerate(zip(results, outputs, strict=True)):
+            if r is s:
+                return _Saved(o._array, o._history, o._history[0], None, i)
+        if not hasattr(s, "dtype"):
             return s
-        for a, edge in zip(args, self.edges, strict=True):
-            if isinstance(a, Variable) and a._array is s:
-                return _Saved(a, edge)
-        for i, r in enumerate(results):
-            if r is s:  # kept as the output is: of NumPy's 0-d scalars an array, rounded to 16 bits where that is asked
-                return _Saved(outputs[i], None, i)
         raise TypeError(f"{self.name()}: save() takes inputs and outputs; keep() is for what forward made beside them")
 
-    def _run_backward(self, grads: list[Any], create_graph: bool) -> Sequence[Any]:
+    def _run_backward(self, grads: list[Any], create_graph: bool) -> list[Any]:
         self._check_alive()
         for s in self._saved:
             if isinstance(s, _Saved):
                 s.check(self)
-        handed = [
-            self._zeros(i, create_graph) if g is None and i < type(self).differentiable else g
-            for i, g in enumerate(grads)
-        ]
-        with set_grad_enabled(create_graph), on_device_of(self._like._array):
-            result = type(self).backward(self, *handed)
-        return result if isinstance(result, tuple) else (result,)
+        for i in range(type(self).differentiable):
+            if grads[i] is None:
+                grads[i] = self._zeros(i, create_graph)
+        if type(self._like._array) is np.ndarray:
+            result = type(self).backward(self, *grads)
+        else:
+            with on_device_of(self._like._array):
+                result = type(self).backward(self, *grads)
+        return [*result] if isinstance(result, tuple) else [result]
 
     def _zeros(self, i: int, as_tensor: bool) -> Any:
         zeros = namespace(self._like._array).zeros(*self._outputs[i])

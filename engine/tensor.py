@@ -15,6 +15,8 @@ from .methods import Methods, in_place
 from .printing import tensor_repr
 from .storage import Array, device, dtype, namespace
 
+_new = object.__new__
+
 
 class Tensor(Methods, Variable):
     """An n-dimensional array of one dtype on one device, that can be differentiated with respect to.
@@ -36,16 +38,17 @@ class Tensor(Methods, Variable):
 
     def _init(self, array: Array) -> None:
         self._array = array
-        self._base = None
-        self._grad = None
+        self._base = self._grad = self.grad_fn = None
         self._history = [0, 0]
-        self._output = 0
-        self._seen = 0
-        self.grad_fn = None
+        self._output = self._seen = 0
         self.requires_grad = False
 
-    def _make(self, array: Array) -> Tensor:
-        return wrap(array)
+    @staticmethod
+    def _make(array: Array) -> Tensor:
+        """A tensor over an array's memory."""
+        t: Tensor = _new(Tensor)
+        t._init(array)
+        return t
 
     def _edge(self) -> Edge | None:
         if self._base is not None and self._seen != self._history[1]:
@@ -436,8 +439,5 @@ class Size(tuple):
         return math.prod(self)
 
 
-def wrap(array: Array) -> Tensor:
-    """A tensor over an array's memory."""
-    t: Tensor = Tensor.__new__(Tensor)
-    t._init(array)
-    return t
+wrap = Tensor._make
+autograd.begin_compiled(Tensor)

@@ -7,6 +7,7 @@ from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, Va
 from typing import Any, TypeVar
 
 from ..tensor import Tensor
+from .layers import activation_of, can_take_activation
 from .module import Module
 from .parameter import Parameter
 
@@ -103,10 +104,23 @@ class Sequential(_Indexed):
         return type(self)(OrderedDict(items))
 
     def forward(self, input: Any) -> Any:
-        """The result of the last module; ``input`` itself if there is none."""
-        for module in self:
-            input = module(input)
-        return input
+        """The result of the last module; ``input`` itself if there is none.
+
+        A Linear and the activation behind it are one kernel, unless a hook asks for what lies between them.
+        """
+        linear: Any = None  # it waits for what follows
+        for module in self._modules.values():
+            if linear is not None:
+                name = activation_of(module)
+                input = linear.activated(input, name)
+                linear = None
+                if name is not None:
+                    continue
+            if can_take_activation(module):
+                linear = module
+            else:
+                input = module(input)
+        return input if linear is None else linear(input)
 
 
 class ModuleList(_Indexed):

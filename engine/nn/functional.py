@@ -16,7 +16,7 @@ from .. import fused, shaping, storage
 from ..activations import ACTIVATIONS
 from ..backends import LossOptions
 from ..gradmode import no_grad
-from ..tensor import wrap
+from ..tensor import Tensor, wrap
 
 from .pointwise import (  # isort: skip
     binary_cross_entropy, binary_cross_entropy_with_logits, dropout, elu, gelu, hardtanh, hinge_embedding_loss,
@@ -44,6 +44,22 @@ class LossStats(NamedTuple):
 # --- kinds ------------------------------------------------------------------------------------------------------------
 
 
+def _are_plain(*tensors: Any) -> bool:
+    """Whether all but None are Tensors on the CPU of one floating dtype: then of kinds, devices and dtypes there is
+    nothing more to check. (A training step asks this often.)"""
+    dtype = None
+    for t in tensors:
+        if t is None:
+            continue
+        if not isinstance(t, Tensor) or type(t._array) is not np.ndarray:
+            return False
+        if dtype is None:
+            dtype = t._array.dtype
+        elif t._array.dtype != dtype:
+            return False
+    return dtype is not None and storage.is_floating(dtype)
+
+
 def _kind(name: str, **arrays: Any) -> Any:
     """The one kind, on one device, of all the arguments that are not None."""
     given = {k: v for k, v in arrays.items() if v is not None}
@@ -64,23 +80,37 @@ def _kind(name: str, **arrays: Any) -> Any:
     return kinds[first]
 
 
+def _bare(x: Any) -> Any:
+    """What is asked for shapes and dtypes: the array itself, where a Tensor's properties would make objects."""
+    return x._array if isinstance(x, Tensor) else x
+
+
 def _same_dtype(name: str, **arrays: Any) -> None:
-    given = {k: v for k, v in arrays.items() if v is not None}
-    first = next(iter(given))
-    for k, v in given.items():
-        if not _is_floating(v):
+    first, expected = "", None
+    for k, v in arrays.items():
+        if v is None:
+            continue
+        found = _bare(v).dtype
+        if expected is None:
+            first, expected = k, found
+        if not _is_floating(_bare(v)):
             raise TypeError(f"{name}: expected {k} of a floating dtype, got {v.dtype}")
-        if v.dtype != given[first].dtype:
-            raise TypeError(f"{name}: {first} is {given[first].dtype} and {k} is {v.dtype}; expected one dtype")
+        if found != expected:
+            raise TypeError(f"{name}: {first} is {arrays[first].dtype} and {k} is {v.dtype}; expected one dtype")
 
 
 def _is_floating(x: Any) -> bool:
-    return x.dtype.is_floating_point if hasattr(x.dtype, "is_floating_point") else storage.is_floating(x.dtype)
+    dtype = x.dtype
+    return storage.is_floating(dtype) if isinstance(dtype, np.dtype) else dtype.is_floating_point
+
+
+_INTEGER_NAMES = ("uint8", "int8", "int16", "int32", "int64")
+_INTEGERS = frozenset(map(np.dtype, _INTEGER_NAMES))
 
 
 def _is_integer(x: Any) -> bool:
-    name = str(x.dtype).rpartition(".")[2]
-    return name in ("uint8", "int8", "int16", "int32", "int64")
+    dtype = x.dtype  # (the name of a NumPy dtype is long in the making)
+    return dtype in _INTEGERS if isinstance(dtype, np.dtype) else str(dtype).rpartition(".")[2] in _INTEGER_NAMES
 
 
 class _OnArrays:
@@ -142,27 +172,33 @@ def linear(input: Any, weight: Any, bias: Any = None, *, activation: str | None 
     Raises:
         ValueError: shapes that do not fit, an unknown activation, different devices. TypeError: mixed kinds or dtypes.
     """
-    kind = _kind("linear", input=input, weight=weight, bias=bias)
-    input, weight, bias = _autocast(kind, True, input, weight, bias)
-    _same_dtype("linear", input=input, weight=weight, bias=bias)
+    if _are_plain(input, weight, bias):
+        kind, x, w = "Tensor", input._array.shape, weight._array.shape
+        b = None if bias is None else bias._array.shape
+    else:
+        kind = _kind("linear", input=input, weight=weight, bias=bias)
+        input, weight, bias = _autocast(kind, True, input, weight, bias)
+        _same_dtype("linear", input=input, weight=weight, bias=bias)
+        x, w, b = (None if a is None else tuple(a.shape) for a in (input, weight, bias))
     if activation is not None and activation not in ACTIVATIONS:
         raise ValueError(f"linear: expected activation None or one of {', '.join(ACTIVATIONS)}, got {activation!r}")
-    if weight.ndim not in (1, 2) or input.ndim == 0 or input.shape[-1] != weight.shape[-1]:
-        raise ValueError(
-            f"linear: expected input (…, K) and weight (M, K), got shapes {list(input.shape)} and {list(weight.shape)}"
-        )
-    if bias is not None and tuple(bias.shape) not in (tuple(weight.shape[:-1]), (1,)[: weight.ndim - 1]):
-        raise ValueError(f"linear: expected a bias of shape {list(weight.shape[:-1])}, got {list(bias.shape)}")
-    single = weight.ndim == 1
+    if len(w) not in (1, 2) or not x or x[-1] != w[-1]:
+        raise ValueError(f"linear: expected input (…, K) and weight (M, K), got shapes {list(x)} and {list(w)}")
+    single = len(w) == 1
+    shared = False  # torch lets one bias serve all outputs
+    if b is not None:
+        shared = b == (1,) and not single and w[0] != 1
+        if b != w[:-1] and not shared:
+            raise ValueError(f"linear: expected a bias of shape {list(w[:-1])}, got {list(b)}")
+    if activation is not None and ACTIVATIONS[activation].gated and (single or w[0] % 2):
+        raise ValueError(f"linear: {activation} expects a weight of shape (2M, K), got {list(w)}")
     if single:
         weight = _shaped(kind, weight, 1, -1)
         bias = None if bias is None else _shaped(kind, bias, 1)
-    if activation is not None and ACTIVATIONS[activation].gated and (single or weight.shape[0] % 2):
-        raise ValueError(f"linear: {activation} expects a weight of shape (2M, K), got {list(weight.shape)}")
-    if bias is not None and bias.shape[0] != weight.shape[0]:  # torch lets one bias serve all outputs
-        bias = bias.expand(weight.shape[0]) if kind in ("Tensor", "torch") else bias.repeat(weight.shape[0])
+    if shared:
+        bias = bias.expand(w[0]) if kind in ("Tensor", "torch") else bias.repeat(w[0])
     out = _ops(kind).linear(input, weight, bias, activation)
-    return _shaped(kind, out, *input.shape[:-1]) if single else out
+    return _shaped(kind, out, *x[:-1]) if single else out
 
 
 # --- softmax ----------------------------------------------------------------------------------------------------------
@@ -187,26 +223,28 @@ def log_softmax(input: Any, dim: int | None = None, _stacklevel: int = 3, dtype:
 
 
 def _softmax(name: str, input: Any, dim: int | None, stacklevel: int, dtype: Any) -> Any:
-    kind = _kind(name, input=input)
+    plain = dtype is None and _are_plain(input)
+    kind = "Tensor" if plain else _kind(name, input=input)
+    ndim = len(_bare(input).shape)
     if dim is None:
-        dim = 0 if input.ndim in (0, 1, 3) else 1
+        dim = 0 if ndim in (0, 1, 3) else 1
         warnings.warn(f"{name}: the implicit choice of dim is deprecated; pass dim={dim}", stacklevel=stacklevel)
     if not isinstance(dim, (int, np.integer)) or isinstance(dim, bool):
         raise TypeError(f"{name}: expected dim to be an int, got {type(dim).__name__}")
-    if not -max(input.ndim, 1) <= dim < max(input.ndim, 1):
-        raise IndexError(f"{name}: dim {dim} is out of range for an input of {input.ndim} dimensions")
+    if not -max(ndim, 1) <= dim < max(ndim, 1):
+        raise IndexError(f"{name}: dim {dim} is out of range for an input of {ndim} dimensions")
     if kind == "torch" and dtype is not None:
         import torch
 
         if not isinstance(dtype, torch.dtype):
             dtype = getattr(torch, storage.as_dtype(dtype).name)
-    if not _is_floating(input):
+    if not plain and not _is_floating(input):
         if dtype is None:
             raise TypeError(f"{name}: expected a floating dtype, got {input.dtype}; pass dtype=")
         input = input.to(dtype) if kind in ("Tensor", "torch") else input.astype(storage.numpy_dtype(dtype))
-    flat = _shaped(kind, input, 1) if input.ndim == 0 else input
-    out = _ops(kind).softmax(flat, int(dim) % max(input.ndim, 1), name == "log_softmax", dtype)
-    return _shaped(kind, out) if input.ndim == 0 else out
+    flat = _shaped(kind, input, 1) if ndim == 0 else input
+    out = _ops(kind).softmax(flat, int(dim) % max(ndim, 1), name == "log_softmax", dtype)
+    return _shaped(kind, out) if ndim == 0 else out
 
 
 # --- losses over classes ----------------------------------------------------------------------------------------------
@@ -221,9 +259,14 @@ def _reduction(name: str, size_average: bool | None, reduce: bool | None, reduct
     return reduction
 
 
+_PLAIN_MEAN = LossOptions("mean", -100, 0.0, 0.0, 0.0)
+
+
 def _options(
     name: str, reduction: str, ignore_index: int, label_smoothing: float, z_loss: float, softcap: float | None
 ) -> LossOptions:
+    if (reduction, ignore_index, label_smoothing, z_loss, softcap) == ("mean", -100, 0.0, 0.0, None):
+        return _PLAIN_MEAN
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"{name}: expected label_smoothing between 0 and 1, got {label_smoothing}")
     if not (z_loss >= 0.0 and math.isfinite(z_loss)):
@@ -248,8 +291,9 @@ def _check_classes(name: str, shape: tuple[int, ...], input: Any, target: Any, w
             raise ValueError(
                 f"{name}: class weights are constants, got a weight that requires grad; pass weight.detach()"
             )
-    if tuple(target.shape) == tuple(shape):
-        if not _is_floating(target):
+    of_target = tuple(_bare(target).shape)
+    if of_target == shape:
+        if not _is_floating(_bare(target)):
             raise TypeError(
                 f"{name}: a target in the shape of the logits holds probabilities: "
                 f"expected a floating dtype, got {target.dtype}"
@@ -258,12 +302,12 @@ def _check_classes(name: str, shape: tuple[int, ...], input: Any, target: Any, w
         if ignore_index >= 0:
             raise ValueError(f"{name}: ignore_index is for class indices, got {ignore_index} with class probabilities")
         return True
-    if tuple(target.shape) != rows:
+    if of_target != rows:
         raise ValueError(
             f"{name}: for logits of shape {list(shape)} expected a target of shape {list(rows)} (class indices) "
             f"or {list(shape)} (class probabilities), got {list(target.shape)}"
         )
-    if not _is_integer(target):
+    if not _is_integer(_bare(target)):
         raise TypeError(f"{name}: expected class indices of an integer dtype, got {target.dtype}")
     return False
 
@@ -318,14 +362,16 @@ def cross_entropy(
         ValueError, TypeError: shapes, dtypes, kinds, options. IndexError: a target outside [0, C), on the CPU; on a GPU
             its row becomes NaN and ``tilegrad.synchronize()`` raises.
     """
-    kind = _kind("cross_entropy", input=input, target=target, weight=weight)
-    input, target, weight = _autocast(kind, False, input, target, weight)
-    _same_dtype("cross_entropy", input=input)
+    kind = "Tensor"
+    if not (_are_plain(input, weight) and isinstance(target, Tensor) and type(target._array) is np.ndarray):
+        kind = _kind("cross_entropy", input=input, target=target, weight=weight)
+        input, target, weight = _autocast(kind, False, input, target, weight)
+        _same_dtype("cross_entropy", input=input)
     reduction = _reduction("cross_entropy", size_average, reduce, reduction)
     o = _options("cross_entropy", reduction, ignore_index, label_smoothing, z_loss, softcap)
-    if input.ndim == 0:
+    if _bare(input).ndim == 0:
         raise ValueError("cross_entropy: expected logits of shape (C), (N, C) or (N, C, d…), got a scalar")
-    _check_classes("cross_entropy", tuple(input.shape), input, target, weight, ignore_index)
+    _check_classes("cross_entropy", tuple(_bare(input).shape), input, target, weight, ignore_index)
     made = _ops(kind).cross_entropy(input, target, weight, o, return_stats)
     return (made[0], LossStats(*made[1:])) if return_stats else made
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from ..activations import ACTIVATIONS
@@ -60,7 +61,14 @@ class Linear(Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """x: (…, in_features) → (…, out_features)."""
-        return F.linear(input, self.weight, self.bias, activation=self.activation)
+        return self.activated(input, self.activation)
+
+    def activated(self, input: Tensor, activation: str | None) -> Tensor:
+        """With the activation of ``F.linear`` of that name in the place of its own."""
+        own = self._parameters
+        if "weight" in own and "bias" in own:  # as attributes they are looked for everywhere else first
+            return F.linear(input, own["weight"], own["bias"], activation=activation)
+        return F.linear(input, self.weight, self.bias, activation=activation)
 
     def extra_repr(self) -> str:
         """As torch's, and the activation if there is one."""
@@ -277,3 +285,30 @@ class LogSoftmax(_Activation):
     def forward(self, input: Tensor) -> Tensor:
         """A tensor of the input's shape."""
         return F.log_softmax(input, self.dim, _stacklevel=5)
+
+
+# --- what a Linear can do in its own kernel ---------------------------------------------------------------------------
+
+_KERNELS: dict[type, Callable[[Any], str | None]] = {
+    ReLU: lambda module: "relu",
+    LeakyReLU: lambda module: "leaky_relu" if module.negative_slope == 0.01 else None,
+    ELU: lambda module: "elu" if module.alpha == 1.0 else None,
+    SELU: lambda module: "selu",
+    GELU: lambda module: "gelu" if module.approximate == "none" else "gelu_tanh",
+    SiLU: lambda module: "silu",
+    Mish: lambda module: "mish",
+    Sigmoid: lambda module: "sigmoid",
+    Tanh: lambda module: "tanh",
+    Softplus: lambda module: "softplus" if (module.beta, module.threshold) == (1.0, 20.0) else None,
+}
+
+
+def can_take_activation(module: Module) -> bool:
+    """Whether it is a Linear without an activation, whose own output nobody asks for."""
+    return type(module) is Linear and module.activation is None and not module._forward_hooks
+
+
+def activation_of(module: Module) -> str | None:
+    """The activation of ``F.linear`` that a module computes, if that is all it does."""
+    name = _KERNELS.get(type(module))
+    return None if name is None or module._forward_hooks else name(module)

@@ -66,6 +66,8 @@ class Module:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         result = self.forward(*args, **kwargs)
+        if not self._forward_hooks:
+            return result
         for hook in tuple(self._forward_hooks.values()):  # a hook may remove itself
             changed = hook(self, args, result)
             result = result if changed is None else changed

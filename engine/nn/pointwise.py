@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import elementwise, indexing, storage
+from .. import elementwise, fused, indexing, storage
 from ..gradmode import no_grad
 from ..rng import default_generator
 from ..tensor import Tensor, wrap
@@ -25,6 +25,8 @@ def kind_of(x: Any) -> str | None:
     """ "Tensor", "torch", "numpy" or "cupy"; None for what is no array."""
     if isinstance(x, Tensor):
         return "Tensor"
+    if x is None or isinstance(x, (bool, int, float, str)):
+        return None
     if isinstance(x, np.ndarray):
         return "numpy"
     if storage.is_cupy(x):
@@ -42,13 +44,17 @@ def _any_kind(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
+        if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
+            return function(*args)
         kinds = {kind for x in (*args, *kwargs.values()) if (kind := kind_of(x)) is not None}
+        if kinds == {"Tensor"}:
+            return function(*args, **kwargs)
         if len(kinds) != 1:
             got = " and ".join(sorted(kinds)) or ", ".join(type(x).__name__ for x in args[:1]) or "nothing"
             raise TypeError(
                 f"{function.__name__}: expected arrays of one kind (Tensor, torch, numpy or cupy), got {got}"
             )
-        if kinds <= {"Tensor", "torch"}:
+        if kinds == {"torch"}:
             return function(*args, **kwargs)
         with no_grad():
             return function(*map(_wrapped, args), **{k: _wrapped(x) for k, x in kwargs.items()})._array
@@ -58,6 +64,8 @@ def _any_kind(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _torch_functional(input: Any) -> Any:
     """torch.nn.functional if the input is torch's, else None."""
+    if isinstance(input, Tensor):
+        return None
     return sys.modules["torch"].nn.functional if kind_of(input) == "torch" else None
 
 
@@ -72,7 +80,7 @@ def _written(input: Tensor, out: Tensor, inplace: bool) -> Tensor:
 def relu(input: Any, inplace: bool = False) -> Any:
     """max(x, 0)."""
     torch = _torch_functional(input)
-    return torch.relu(input, inplace) if torch else _written(input, elementwise.Relu.apply(input), inplace)
+    return torch.relu(input, inplace) if torch else _written(input, fused.activation(input, "relu"), inplace)
 
 
 @_any_kind
@@ -87,21 +95,26 @@ def leaky_relu(input: Any, negative_slope: float = 0.01, inplace: bool = False) 
     torch = _torch_functional(input)
     if torch:
         return torch.leaky_relu(input, negative_slope, inplace)
-    return _written(input, elementwise.LeakyRelu.apply(input, negative_slope), inplace)
+    plain = negative_slope == 0.01
+    made = fused.activation(input, "leaky_relu") if plain else elementwise.LeakyRelu.apply(input, negative_slope)
+    return _written(input, made, inplace)
 
 
 @_any_kind
 def elu(input: Any, alpha: float = 1.0, inplace: bool = False) -> Any:
     """x above 0, alpha·(eˣ − 1) below."""
     torch = _torch_functional(input)
-    return torch.elu(input, alpha, inplace) if torch else _written(input, elementwise.Elu.apply(input, alpha), inplace)
+    if torch:
+        return torch.elu(input, alpha, inplace)
+    made = fused.activation(input, "elu") if alpha == 1.0 else elementwise.Elu.apply(input, alpha)
+    return _written(input, made, inplace)
 
 
 @_any_kind
 def selu(input: Any, inplace: bool = False) -> Any:
     """Klambauer et al. 2017."""
     torch = _torch_functional(input)
-    return torch.selu(input, inplace) if torch else _written(input, elementwise.Selu.apply(input), inplace)
+    return torch.selu(input, inplace) if torch else _written(input, fused.activation(input, "selu"), inplace)
 
 
 @_any_kind
@@ -116,34 +129,37 @@ def gelu(input: Any, approximate: str = "none") -> Any:
     torch = _torch_functional(input)
     if torch:
         return torch.gelu(input, approximate=approximate)
-    return (elementwise.Gelu if approximate == "none" else elementwise.GeluTanh).apply(input)
+    return fused.activation(input, "gelu" if approximate == "none" else "gelu_tanh")
 
 
 @_any_kind
 def silu(input: Any, inplace: bool = False) -> Any:
     """x·sigmoid(x)."""
     torch = _torch_functional(input)
-    return torch.silu(input, inplace) if torch else _written(input, elementwise.Silu.apply(input), inplace)
+    return torch.silu(input, inplace) if torch else _written(input, fused.activation(input, "silu"), inplace)
 
 
 @_any_kind
 def mish(input: Any, inplace: bool = False) -> Any:
     """x·tanh(softplus(x)) (Misra 2019)."""
     torch = _torch_functional(input)
-    return torch.mish(input, inplace) if torch else _written(input, elementwise.Mish.apply(input), inplace)
+    return torch.mish(input, inplace) if torch else _written(input, fused.activation(input, "mish"), inplace)
 
 
 @_any_kind
 def softplus(input: Any, beta: float = 1.0, threshold: float = 20.0) -> Any:
     """log(1 + exp(beta·x))/beta, and x itself where beta·x exceeds ``threshold``."""
     torch = _torch_functional(input)
-    return torch.softplus(input, beta, threshold) if torch else elementwise.Softplus.apply(input, beta, threshold)
+    if torch:
+        return torch.softplus(input, beta, threshold)
+    plain = beta == 1.0 and threshold == 20.0
+    return fused.activation(input, "softplus") if plain else elementwise.Softplus.apply(input, beta, threshold)
 
 
 @_any_kind
 def sigmoid(input: Any) -> Any:
     """1/(1 + e⁻ˣ)."""
-    return input.sigmoid()
+    return input.sigmoid() if _torch_functional(input) else fused.activation(input, "sigmoid")
 
 
 @_any_kind
@@ -156,7 +172,7 @@ def logsigmoid(input: Any) -> Any:
 @_any_kind
 def tanh(input: Any) -> Any:
     """The hyperbolic tangent."""
-    return input.tanh()
+    return input.tanh() if _torch_functional(input) else fused.activation(input, "tanh")
 
 
 @_any_kind

@@ -56,6 +56,17 @@ class Adam(Optimizer):
         if not isinstance(betas, (tuple, list)) or len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"{self._name}: expected betas to be two numbers in [0, 1), got {betas!r}")
 
+    def _update_together(self, params: list[Tensor], options: dict[str, Any]) -> bool:
+        steps = [self.state[p].get("step", 0) + 1 for p in params]
+        names = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")[: 3 if options["amsgrad"] else 2]
+        order = ("eps", "weight_decay", "decoupled_weight_decay", "maximize")
+        chosen = (options["lr"], *options["betas"], *[options[k] for k in order])
+        done = self._run_together("adam", params, names, steps, chosen)
+        if done:
+            for p, step in zip(params, steps, strict=True):
+                self.state[p]["step"] = step
+        return done
+
     def _update(self, p: Tensor, param: Array, grad: Array, options: dict[str, Any]) -> None:
         step = self.state[p].get("step", 0) + 1
         self.state[p]["step"] = step

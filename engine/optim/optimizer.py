@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import backends
 from ..autograd import enable_grad
 from ..storage import Array, namespace, on_device_of, wide, wide_dtype
 from ..tensor import Tensor
@@ -89,8 +90,8 @@ class Optimizer:
         """Drop the gradients of all parameters, or fill them with zeros."""
         for group in self.param_groups:
             for p in group["params"]:
-                if p.grad is not None:
-                    p.grad = None if set_to_none else p.grad.detach().zero_()
+                if p._grad is not None:
+                    p._grad = None if set_to_none else p._grad.detach().zero_()
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update every parameter that has a gradient; ``closure`` computes them anew and returns the loss."""
@@ -98,12 +99,44 @@ class Optimizer:
         if closure is not None:
             with enable_grad():
                 loss = closure()
-        with np.errstate(all="ignore"):  # a diverging run gives inf and NaN, as in torch, not warnings
-            for group in self.param_groups:
-                for p in group["params"]:
-                    if p.grad is not None:
-                        self._step(p, p.grad._array, group)
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p._grad is not None]
+            if self._update_together(params, group):
+                continue
+            with np.errstate(all="ignore"):  # a diverging run gives inf and NaN, as in torch, not warnings
+                for p in params:
+                    self._step(p, p._grad._array, group)
         return loss
+
+    def _update_together(self, params: list[Tensor], options: dict[str, Any]) -> bool:
+        """Update all of them in one call, if there is a kernel for that; otherwise change nothing."""
+        return False
+
+    def _run_together(
+        self, rule: str, params: list[Tensor], names: tuple[str, ...], steps: list[int], options: tuple[Any, ...]
+    ) -> bool:
+        """The kernel ``rule`` on the parameters and the state of these names (up to three)."""
+        rows, made = [], []
+        for p, step in zip(params, steps, strict=True):
+            x = p._array
+            if type(x) is not np.ndarray or x.itemsize == 2:
+                return False
+            arrays: list[Array | None] = [None, None, None]
+            for i, name in enumerate(names):
+                state = self.state[p]
+                if name not in state:
+                    made.append((state, name, p._make(np.zeros(x.shape, x.dtype))))
+                    arrays[i] = made[-1][2]._array
+                else:
+                    arrays[i] = state[name]._array
+            rows.append((x, p._grad._array, *arrays, step))
+        if not backends.update_together(rule, rows, *options):
+            return False
+        for state, name, tensor in made:
+            state[name] = tensor
+        for p in params:
+            p._history[0] += 1
+        return True
 
     def _step(self, p: Tensor, grad: Array, options: dict[str, Any]) -> None:
         array = p._array

@@ -54,6 +54,15 @@ class SGD(Optimizer):
                 f"got momentum {options['momentum']} and dampening {options['dampening']}"
             )
 
+    def _update_together(self, params: list[Tensor], options: dict[str, Any]) -> bool:
+        names: tuple[str, ...] = ()
+        steps = [1] * len(params)
+        if options["momentum"]:
+            names = ("momentum_buffer",)
+            steps = [2 if "momentum_buffer" in self.state[p] else 1 for p in params]  # at 1 it is begun
+        order = ("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize")
+        return self._run_together("sgd", params, names, steps, tuple([options[k] for k in order]))
+
     def _update(self, p: Tensor, param: Array, grad: Array, options: dict[str, Any]) -> None:
         momentum = options["momentum"]
         first = momentum != 0 and "momentum_buffer" not in self.state[p]
