@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import math
 import random
+import shutil
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -23,7 +24,9 @@ from sanitizer import Sanitizer
 import tilegrad as tg
 import tilegrad.nn.functional as F
 
-BACKENDS = ["reference", "cpu", "triton"]
+# Where there is no C++ compiler, there are no kernels for the CPU; where there is one, there have to be.
+_BUILT = shutil.which("c++") or shutil.which("g++") or tg.backends.describe()[1][1]
+BACKENDS = ["reference", "cpu", "triton"] if _BUILT else ["reference", "triton"]
 
 EPS = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 
