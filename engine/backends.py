@@ -260,9 +260,9 @@ def _empty(like: Any, shape: tuple[int, ...], dtype: Any = None) -> Any:
     """Uninitialised memory from the library, and on the device, that ``like`` comes from."""
     if isinstance(like, np.ndarray):
         dtype = like.dtype if dtype is None else dtype
-        if like.size >= _LARGE and (kernels := _compiled_for_cpu()) is not None:
-            return kernels.empty(shape, dtype)
-        return np.empty(shape, dtype)
+        if like.size < _LARGE or _compiled_for_cpu() is None:
+            return np.empty(shape, dtype)
+        return _compiled_for_cpu().empty(shape, dtype)
     if is_cupy(like):
         with on_device_of(like):
             return cupy().empty(shape, like.dtype if dtype is None else dtype)
@@ -274,7 +274,7 @@ def _empty(like: Any, shape: tuple[int, ...], dtype: Any = None) -> Any:
 
 
 def _empty_like(x: Any, wanted: bool = True) -> Any:
-    return _empty(x, tuple(x.shape)) if wanted else None
+    return _empty(x, x.shape) if wanted else None
 
 
 def _wide_dtype(x: Any) -> np.dtype:
