@@ -73,9 +73,9 @@ INSTRUCTION_SETS = $(shell for isa in baseline avx2 avx512; do \
 # watches. Nor is OpenBLAS: what its threads write, the thread sanitizer takes for races.
 PRELOADED = LD_PRELOAD="$(shell g++ -print-file-name=$(1)) $(shell g++ -print-file-name=libstdc++.so)"
 UNDER_ADDRESS = PYTHONPATH=$(CURDIR)/build/sanitize-address $(call PRELOADED,libasan.so) \
-	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
+	ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1
 UNDER_THREAD = PYTHONPATH=$(CURDIR)/build/sanitize-thread $(call PRELOADED,libtsan.so) \
-	TSAN_OPTIONS="halt_on_error=1 die_after_fork=0" OPENBLAS_NUM_THREADS=1
+	TSAN_OPTIONS="halt_on_error=1 die_after_fork=0 allocator_may_return_null=1" OPENBLAS_NUM_THREADS=1
 
 # setuptools would take the objects of another build for its own.
 build/sanitize-%/installed: .venv-test/installed $(SOURCES)
