@@ -57,7 +57,7 @@ wheel-test: wheel
 # contract and random calls run on every instruction set of this machine. Not a part of .ci/run: it takes a quarter of
 # an hour on two cores.
 sanitize: build/sanitize-address/installed build/sanitize-thread/installed
-	$(UNDER_ADDRESS) .venv-test/bin/pytest tests/test_cpu.py
+	$(UNDER_ADDRESS) .venv-test/bin/pytest tests/test_cpu.py tests/test_tape.py tests/test_autograd.py
 	$(UNDER_THREAD) .venv-test/bin/pytest tests/test_cpu.py
 	@test -n "$(INSTRUCTION_SETS)"
 	@set -ex; for isa in $(INSTRUCTION_SETS); do export TILEGRAD_ISA=$$isa; \
