@@ -222,6 +222,18 @@ def bad_rows() -> None:
                 check_bad_row(x, spoilt)
 
 
+def nan_beside_a_maximum() -> None:
+    """The maximum stands anywhere beside a NaN, behind a block of small numbers: it is found, and that was it."""
+    for dtype in (np.float32, np.float64):
+        for top in range(16):
+            for nan in set(range(16)) - {top}:
+                x = np.zeros((1, 520), dtype)
+                x[0, 256 + top], x[0, 256 + nan] = 100, np.nan
+                for options in ({}, {"softcap": 150.0}, {"label_smoothing": 0.1}):
+                    assert np.isnan(F.cross_entropy(x, np.zeros(1, np.int64), **options))
+                assert np.isnan(F.log_softmax(x, 1)).all()
+
+
 def check_bad_row(x: np.ndarray, spoilt: np.ndarray) -> None:
     t, good = np.zeros(len(x), np.int64), [0, 1, 3, 4]
     with tg.backend("cpu"):
@@ -240,6 +252,10 @@ def check_bad_row(x: np.ndarray, spoilt: np.ndarray) -> None:
 
 def test_a_bad_row_stays_alone_on_every_instruction_set(isa: str):
     run_python("import test_cpu; test_cpu.bad_rows()", TILEGRAD_ISA=isa)
+
+
+def test_nan_beside_a_maximum_on_every_instruction_set(isa: str):
+    run_python("import test_cpu; test_cpu.nan_beside_a_maximum()", TILEGRAD_ISA=isa)  # it went on for ever
 
 
 def test_random_calls_on_every_instruction_set(isa: str):

@@ -151,14 +151,17 @@ template <class T> TG_INLINE T sum_of(const vec<T>& v) {
     return parts[0];
 }
 
-// The largest; NaN may get lost.
+// The largest that is not NaN, if there is one: what it is compared with again must never exceed it.
 template <class T> TG_INLINE T largest_of(const vec<T>& v) {
     auto [low, high] = halves_of<T>(v);
-    auto larger_half = low > high ? low : high;
+    auto larger_half = (low > high) | (high != high) ? low : high;
     T parts[W<T> / 2];
     memcpy(parts, &larger_half, sizeof larger_half);
     for (int n = W<T> / 4; n; n /= 2)
-        for (int i = 0; i < n; i++) parts[i] = parts[i] > parts[i + n] ? parts[i] : parts[i + n];
+        for (int i = 0; i < n; i++) {
+            T other = parts[i + n];
+            parts[i] = parts[i] > other || other != other ? parts[i] : other;
+        }
     return parts[0];
 }
 
