@@ -54,8 +54,8 @@ wheel-test: wheel
 	venv/bin/tilegrad info
 
 # The CPU kernels under the sanitizers of g++: addresses and undefined behaviour in one build, threads in another. The
-# contract and random calls run on every instruction set of this machine. Not a part of .ci/run: it takes a quarter of
-# an hour on two cores.
+# contract and random calls run on every instruction set of this machine. Not a part of .ci/run: it takes ten minutes on
+# two cores.
 sanitize: build/sanitize-address/installed build/sanitize-thread/installed
 	$(UNDER_ADDRESS) .venv-test/bin/pytest tests/test_cpu.py tests/test_tape.py tests/test_autograd.py
 	$(UNDER_THREAD) .venv-test/bin/pytest tests/test_cpu.py

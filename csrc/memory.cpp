@@ -104,11 +104,7 @@ class Cache {
 };
 
 Cache& cache() {
-    static Cache* made = [] {
-        static Cache* of_process = new Cache;  // never freed: arrays may outlive everything else
-        pthread_atfork([] { of_process->lock(); }, [] { of_process->unlock(); }, [] { of_process->unlock(); });
-        return of_process;
-    }();
+    static Cache* made = new Cache;  // never freed: arrays may outlive everything else
     return *made;
 }
 
@@ -195,6 +191,7 @@ int import_numpy() {
 
 bool add_to(PyObject* module) {
     if (import_numpy() < 0) return false;
+    pthread_atfork([] { cache().lock(); }, [] { cache().unlock(); }, [] { cache().unlock(); });
     handler_capsule = PyCapsule_New(&handler, "mem_handler", nullptr);
     return handler_capsule && PyModule_AddFunctions(module, functions) == 0;
 }

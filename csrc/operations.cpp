@@ -60,23 +60,13 @@ static void store_number(char* to, DType dtype, double x) {
     kernels().convert(reinterpret_cast<const char*>(&x), DType::float64, to, dtype, 1);
 }
 
-static const char* at_row(const Rows& rows, const Lines& lines, int64_t row) {
-    if (rows.dims <= 1) return lines.data + row * lines.rows[0];  // no division
-    const char* p = lines.data;
-    for (int i = rows.dims - 1; i >= 0; i--) {
-        p += row % rows.sizes[i] * lines.rows[i];
-        row /= rows.sizes[i];
-    }
-    return p;
-}
-
 // What a mean divides by: the weights of the targets that count, and their number.
 static void denominators(CrossEntropy& c) {
     c.by_share = c.by_count = static_cast<double>(c.rows.count);
     if (!c.indices.data) return;
     c.by_share = c.by_count = 0;
     for (int64_t row = 0; row < c.rows.count; row++) {
-        int64_t target = index_at(at_row(c.rows, c.indices, row), c.index_dtype);
+        int64_t target = index_at(c.indices.data + offset(c.rows, c.indices, row), c.index_dtype);
         if (target == c.ignore_index) continue;
         c.by_count += 1;
         c.by_share += c.weight ? weight_at(c.weight, c.dtype, target) : 1;
@@ -90,14 +80,17 @@ std::optional<int64_t> first_bad_index(const Array& target, int64_t classes, int
     layout.elements(target, lines);
     Rows rows = layout.rows();
     for (int64_t row = 0; row < rows.count; row++) {
-        int64_t index = index_at(at_row(rows, lines, row), dtype);
+        int64_t index = index_at(lines.data + offset(rows, lines, row), dtype);
         if (index != ignore_index && (index < 0 || index >= classes)) return index;
     }
     return std::nullopt;
 }
 
-static CrossEntropy cross_entropy_of(const Array& logits, const Array& target, const Array& weight, const LossArguments& o, Layout& layout) {
-    CrossEntropy c{};
+// What forward and backward have in common, into `c`: the layout keeps the places of its lines, so it must not move.
+static Layout describe(CrossEntropy& c, const Array& logits, const Array& target, const Array& weight, const Array& lse,
+                       const LossArguments& o, const Array& grad) {
+    int axis = logits.ndim > 1;
+    Layout layout(logits, axis);
     layout.columns(logits, c.logits);
     if (target.ndim == logits.ndim) {
         layout.columns(target, c.probabilities);
@@ -105,6 +98,12 @@ static CrossEntropy cross_entropy_of(const Array& logits, const Array& target, c
         layout.elements(target, c.indices);
         c.index_dtype = target.index();
     }
+    layout.columns(grad, c.grad);
+    if (lse) {  // (2, rows): the halves of the logsumexp
+        layout.elements(lse.data, lse.strides + 1, lse.ndim - 1, c.top);
+        layout.elements(lse.data + lse.strides[0], lse.strides + 1, lse.ndim - 1, c.log_sum);
+    }
+    c.classes = logits.shape[axis];
     c.dtype = logits.dtype();
     c.weight = weight.data;
     c.ignore_index = o.ignore_index;
@@ -113,40 +112,32 @@ static CrossEntropy cross_entropy_of(const Array& logits, const Array& target, c
     c.softcap = o.softcap;
     c.by_share = o.by_share >= 0 ? o.by_share : 1;
     c.by_count = o.by_count >= 0 ? o.by_count : 1;
-    return c;
+    return layout;
 }
 
-// The two halves of the logsumexp, (2, rows).
-static void halves(Layout& layout, const Array& lse, CrossEntropy& c) {
-    if (!lse) return;
-    layout.elements(lse.data, lse.strides + 1, lse.ndim - 1, c.top);
-    layout.elements(lse.data + lse.strides[0], lse.strides + 1, lse.ndim - 1, c.log_sum);
-}
-
-static void finish(CrossEntropy& c, const Layout& layout, const Array& logits, int axis, Reduction reduction) {
+// Once all arrays are in the layout.
+static void run(CrossEntropy& c, const Layout& layout, Reduction reduction, void (*kernel)(const CrossEntropy&, int64_t, int64_t),
+                std::vector<double>* terms = nullptr) {
     c.rows = layout.rows();
-    c.classes = logits.shape[axis];
     c.stream = c.rows.count * c.classes * bytes_of(c.dtype) >= STREAMED;
     if (reduction == Reduction::mean) denominators(c);
+    if (terms) {
+        *terms = numbers(2 * c.rows.count);
+        c.cross = terms->data();
+        c.square = terms->data() + c.rows.count;
+    }
+    over_rows(c.rows.count, c.classes, [&](int64_t first, int64_t last) { kernel(c, first, last); });
 }
 
 void run_cross_entropy(
     const Array& logits, const Array& target, const Array& weight, const LossArguments& o, const Array& loss,
     const Array& lse, const Array& argmax, const Array& grad) {
-    int axis = logits.ndim > 1;
-    Layout layout(logits, axis);
-    CrossEntropy c = cross_entropy_of(logits, target, weight, o, layout);
-    layout.columns(grad, c.grad);
-    halves(layout, lse, c);
+    CrossEntropy c{};
+    Layout layout = describe(c, logits, target, weight, lse, o, grad);
     layout.elements(argmax, c.argmax);
     if (o.reduction == Reduction::none) layout.elements(loss, c.loss);
-    finish(c, layout, logits, axis, o.reduction);
-    // Sums are over all rows in their order, and so the same whatever the threads are.
-    std::vector<double> terms = numbers(2 * c.rows.count);
-    c.cross = terms.data();
-    c.square = terms.data() + c.rows.count;
-    auto kernel = kernels().cross_entropy;
-    over_rows(c.rows.count, c.classes, [&](int64_t first, int64_t last) { kernel(c, first, last); });
+    std::vector<double> terms;  // summed over all rows in their order, and so the same whatever the threads are
+    run(c, layout, o.reduction, kernels().cross_entropy, &terms);
     if (o.reduction == Reduction::none) return;
     double cross = 0, square = 0;
     for (int64_t row = 0; row < c.rows.count; row++) cross += c.cross[row];
@@ -158,16 +149,11 @@ void run_cross_entropy(
 void run_cross_entropy_backward(
     const Array& upstream, const Array& logits, const Array& target, const Array& weight, const Array& lse,
     const LossArguments& o, const Array& grad, const Array& grad_target) {
-    int axis = logits.ndim > 1;
-    Layout layout(logits, axis);
-    CrossEntropy c = cross_entropy_of(logits, target, weight, o, layout);
+    CrossEntropy c{};
+    Layout layout = describe(c, logits, target, weight, lse, o, grad);
     layout.elements(upstream, c.upstream);
-    layout.columns(grad, c.grad);
     layout.columns(grad_target, c.grad_target);
-    halves(layout, lse, c);
-    finish(c, layout, logits, axis, o.reduction);
-    auto kernel = kernels().cross_entropy_backward;
-    over_rows(c.rows.count, c.classes, [&](int64_t first, int64_t last) { kernel(c, first, last); });
+    run(c, layout, o.reduction, kernels().cross_entropy_backward);
 }
 
 // --- linear ----------------------------------------------------------------------------------------------------------

@@ -66,14 +66,9 @@ def _walk(roots: Sequence[tuple[Edge, Any]], keep_graph: bool, create_graph: boo
             take.leaf(edge[0], grad, False)
         else:
             deliver(edge, grad)
-    before, _mode.enabled = _mode.enabled, create_graph
-    quiet = None
-    try:
+    with np.errstate(all="ignore"), set_grad_enabled(create_graph):
         while latest:
             node = heappop(latest)[1]
-            if quiet is None and node.warns:
-                quiet = np.errstate(all="ignore")
-                quiet.__enter__()
             grads = pending.pop(node)
             take.node(node, grads)
             results = node._run_backward(grads, create_graph)
@@ -92,10 +87,6 @@ def _walk(roots: Sequence[tuple[Edge, Any]], keep_graph: bool, create_graph: boo
                 else:
                     deliver(edge, grad)
             grad = None
-    finally:
-        _mode.enabled = before
-        if quiet is not None:
-            quiet.__exit__(None, None, None)
     take.rest(pending)
 
 

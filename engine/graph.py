@@ -101,7 +101,7 @@ class Function:
     _undifferentiable: tuple[int, ...] = ()
     _dirty: tuple[int, ...] = ()
     _materialize = True
-    warns = True  # whether NumPy may warn in it: log(0) and 0/0 are values here, as in torch
+    warns = True  # whether NumPy may, so that the compiled loops have to hush it: 0/0 is a value here, as in torch
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Any:
@@ -321,12 +321,9 @@ class ArrayFunction(Function):
         if recording:
             ctx._record(tuple(edges))
             ctx.needs_input_grad = tuple([e is not None for e in edges])
-        if type(like._array) is not np.ndarray or cls.warns:
-            with np.errstate(all="ignore") if type(like._array) is np.ndarray else on_device_of(like._array):
-                made = cls.forward(ctx, *arrays)
-                result = ctx._rounded(made, arrays) if cls.keeps_half else made
-        else:
-            made = result = cls.forward(ctx, *arrays)
+        with np.errstate(all="ignore") if type(like._array) is np.ndarray else on_device_of(like._array):
+            made = cls.forward(ctx, *arrays)
+            result = ctx._rounded(made, arrays) if cls.keeps_half else made
         if isinstance(result, tuple):
             outputs = [ctx._wrap(r, args, arrays, like) for r in result]
             if recording:
@@ -369,18 +366,15 @@ class ArrayFunction(Function):
         self._outputs = tuple([(o._array.shape, o._array.dtype) for o in outputs])
         for i, o in enumerate(outputs[: self.differentiable]):
             self._attach(o, i)
-        if not self._saved:
-            return
-        ids = [id(x) for x in arrays]
-        kept: list[Any] = []
-        for s in self._saved:
-            if s is None:
-                kept.append(None)
-            elif id(s) in ids and isinstance(a := args[i := ids.index(id(s))], Variable):
-                kept.append(_Saved(s, a._history, a._history[0], self.edges[i]))
-            else:
-                kept.append(self._saved_output(s, results, outputs))
-        self._saved = tuple(kept)
+        self._saved = tuple([self._guarded(s, args, arrays, results, outputs) for s in self._saved])
+
+    def _guarded(
+        self, s: Any, args: tuple[Any, ...], arrays: list[Any], results: tuple[Any, ...], outputs: Sequence[Any]
+    ) -> Any:
+        for a, x, edge in zip(args, arrays, self.edges, strict=True):
+            if x is s and isinstance(a, Variable):
+                return _Saved(s, a._history, a._history[0], edge)
+        return None if s is None else self._saved_output(s, results, outputs)
 
     def _saved_output(self, s: Any, results: tuple[Any, ...], outputs: Sequence[Any]) -> Any:
         for i, (r, o) in enumerate(zip(results, outputs, strict=True)):
@@ -398,11 +392,8 @@ class ArrayFunction(Function):
         for i in range(type(self).differentiable):
             if grads[i] is None:
                 grads[i] = self._zeros(i, create_graph)
-        if type(self._like._array) is np.ndarray:
+        with on_device_of(self._like._array):
             result = type(self).backward(self, *grads)
-        else:
-            with on_device_of(self._like._array):
-                result = type(self).backward(self, *grads)
         return [*result] if isinstance(result, tuple) else [result]
 
     def _zeros(self, i: int, as_tensor: bool) -> Any:

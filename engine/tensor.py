@@ -15,8 +15,6 @@ from .methods import Methods, in_place
 from .printing import tensor_repr
 from .storage import Array, device, dtype, namespace
 
-_new = object.__new__
-
 
 class Tensor(Methods, Variable):
     """An n-dimensional array of one dtype on one device, that can be differentiated with respect to.
@@ -46,7 +44,7 @@ class Tensor(Methods, Variable):
     @staticmethod
     def _make(array: Array) -> Tensor:
         """A tensor over an array's memory."""
-        t: Tensor = _new(Tensor)
+        t: Tensor = Tensor.__new__(Tensor)
         t._init(array)
         return t
 

@@ -14,13 +14,6 @@ template <class T> TG_INLINE vec<T> only(vec<T> v, int64_t n) {  // the first n;
     return lanes_below<T>(n) ? v : vec<T>{};
 }
 
-// Where the number of a lane is this one.
-template <class T> TG_INLINE typename Of<T>::mask lane_is(int64_t lane) {
-    typename Of<T>::mask lanes = {};
-    for (int i = 0; i < W<T>; i++) lanes[i] = i;
-    return lanes == static_cast<typename Of<T>::bits>(lane);
-}
-
 // log(1 + x) for x ≥ 0, of full relative precision where x is tiny.
 TG_INLINE vdouble log1p_nonnegative(vdouble x) {
     vdouble sum = 1 + x, lost = x - (sum - 1);

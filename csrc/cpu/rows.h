@@ -12,22 +12,6 @@
 
 namespace tilegrad::cpu::TG_ISA {
 
-// Out of line: unrolled for MAX_DIMS wherever a row is asked for, the divisions would be most of the code.
-__attribute__((noinline)) static int64_t offset_by_divisions(const Rows& rows, const Lines& lines, int64_t row) {
-    int64_t bytes = 0;
-    for (int d = rows.dims - 1; d > 0; d--) {
-        int64_t outer = row / rows.sizes[d];
-        bytes += (row - outer * rows.sizes[d]) * lines.rows[d];
-        row = outer;
-    }
-    return bytes + row * lines.rows[0];
-}
-
-TG_INLINE int64_t offset(const Rows& rows, const Lines& lines, int64_t row) {
-    if (rows.dims > 1) return offset_by_divisions(rows, lines, row);
-    return rows.dims ? row * lines.rows[0] : 0;
-}
-
 // --- scratch memory --------------------------------------------------------------------------------------------------
 
 class Scratch {

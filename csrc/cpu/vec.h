@@ -220,11 +220,17 @@ TG_INLINE void store(double* p, vdouble v) { *(vdouble_there*)p = v; }
 TG_INLINE void store(bf16* p, vfloat v) { *(vhalf_there*)p = narrowed(v, bf16{}); }
 TG_INLINE void store(f16* p, vfloat v) { *(vhalf_there*)p = narrowed(v, f16{}); }
 
-// Where the number of a lane is below n.
-template <class T> TG_INLINE typename Of<T>::mask lanes_below(int64_t n) {
+// The numbers of the lanes; where that is below n, and where it is n.
+template <class T> TG_INLINE typename Of<T>::mask lane_numbers() {
     typename Of<T>::mask lanes = {};
     for (int i = 0; i < W<T>; i++) lanes[i] = i;
-    return lanes < static_cast<typename Of<T>::bits>(n);
+    return lanes;
+}
+template <class T> TG_INLINE typename Of<T>::mask lanes_below(int64_t n) {
+    return lane_numbers<T>() < static_cast<typename Of<T>::bits>(n);
+}
+template <class T> TG_INLINE typename Of<T>::mask lane_is(int64_t n) {
+    return lane_numbers<T>() == static_cast<typename Of<T>::bits>(n);
 }
 
 // The first n of a vector, fewer than W; the rest of it is `rest`.
