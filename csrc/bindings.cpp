@@ -9,6 +9,7 @@
 
 #include "cpu/pool.h"
 #include "memory.h"
+#include "numpy.h"
 #include "operations.h"
 #include "tape.h"
 
@@ -19,49 +20,6 @@ namespace tilegrad::cpu {
 Unlocked::Unlocked() : state_(PyEval_SaveThread()) {}
 Unlocked::~Unlocked() { PyEval_RestoreThread(static_cast<PyThreadState*>(state_)); }
 
-namespace {
-
-// --- arrays ----------------------------------------------------------------------------------------------------------
-
-int bfloat16_number = -1;  // NumPy gives the numbers of types of other packages out at run time
-
-void know_bfloat16(const py::dtype& of) { bfloat16_number = of.num(); }
-
-std::optional<DType> floating_of(int number) {
-    using py::detail::npy_api;
-    constexpr int half = 23;
-    if (number == npy_api::NPY_FLOAT_) return DType::float32;
-    if (number == npy_api::NPY_DOUBLE_) return DType::float64;
-    if (number == half) return DType::float16;
-    if (number == bfloat16_number) return DType::bfloat16;
-    return std::nullopt;
-}
-
-std::optional<Index> integer_of(int number) {
-    using py::detail::npy_api;
-    constexpr bool wide = sizeof(long) == 8;
-    switch (number) {
-        case npy_api::NPY_BYTE_: return Index::int8;
-        case npy_api::NPY_SHORT_: return Index::int16;
-        case npy_api::NPY_INT_: return Index::int32;
-        case npy_api::NPY_LONG_: return wide ? Index::int64 : Index::int32;
-        case npy_api::NPY_LONGLONG_: return Index::int64;
-        case npy_api::NPY_UBYTE_: return Index::uint8;
-        case npy_api::NPY_USHORT_: return Index::uint16;
-        case npy_api::NPY_UINT_: return Index::uint32;
-        case npy_api::NPY_ULONG_: return wide ? Index::uint64 : Index::uint32;
-        case npy_api::NPY_ULONGLONG_: return Index::uint64;
-        default: return std::nullopt;
-    }
-}
-
-Array array_of(py::handle object) {
-    auto* found = py::detail::array_proxy(object.ptr());
-    int number = py::reinterpret_borrow<py::array>(object).dtype().num();
-    return {found->data, found->nd, found->dimensions, found->strides, floating_of(number), integer_of(number)};
-}
-
-}  // namespace
 }  // namespace tilegrad::cpu
 
 namespace pybind11::detail {
@@ -70,9 +28,8 @@ template <> struct type_caster<tilegrad::cpu::Array> {
     PYBIND11_TYPE_CASTER(tilegrad::cpu::Array, const_name("numpy.ndarray | None"));
 
     bool load(handle source, bool) {
-        if (source.is_none()) return true;
-        if (!isinstance<array>(source)) return false;
-        value = tilegrad::cpu::array_of(source);
+        if (!source.is_none() && !isinstance<array>(source)) return false;
+        value = tilegrad::array_of(source.ptr());
         return true;
     }
 };
@@ -93,7 +50,7 @@ std::vector<Updated> parameters_of(const py::list& tuples) {
             py::handle object = tuple[j];
             if (object.is_none()) continue;
             if (!py::isinstance<py::array>(object)) return {};
-            found[i].arrays[j] = array_of(object);
+            found[i].arrays[j] = array_of(object.ptr());
         }
         found[i].step = py::cast<int64_t>(tuple[5]);
     }
@@ -114,13 +71,13 @@ bool adam(const py::list& parameters, double lr, double beta1, double beta2, dou
 
 PYBIND11_MODULE(_C, m) {
     using namespace tilegrad::cpu;
-    if (!tilegrad::tape::add_to(m.ptr()) || !tilegrad::memory::add_to(m.ptr())) throw py::error_already_set();
+    if (!tilegrad::tape::add_to(m.ptr()) || !tilegrad::tape::add_plain_to(m.ptr()) || !tilegrad::memory::add_to(m.ptr())) throw py::error_already_set();
     m.doc() = "The compiled kernels of tilegrad, for the use of tilegrad.cpu.";
     py::enum_<Reduction>(m, "Reduction").value("none", Reduction::none).value("sum", Reduction::sum).value("mean", Reduction::mean);
     py::class_<LossArguments>(m, "LossArguments")
         .def(py::init<Reduction, int64_t, double, double, double, double, double>(), py::arg("reduction"), py::arg("ignore_index"),
              py::arg("label_smoothing"), py::arg("z_loss"), py::arg("softcap"), py::arg("by_share") = -1.0, py::arg("by_count") = -1.0);
-    m.def("know_bfloat16", &know_bfloat16, py::arg("dtype"));
+    m.def("know_bfloat16", [](const py::dtype& of) { tilegrad::know_bfloat16(of.num()); }, py::arg("dtype"));
     m.def("isa", [] { return std::string(kernels().name); }, "The instruction set that the kernels use here.");
     m.def("num_threads", &num_threads);
     m.def("set_num_threads", &set_num_threads, py::arg("threads"));  // at least 1

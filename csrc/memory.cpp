@@ -142,7 +142,7 @@ PyDataMem_Handler handler = {
 PyObject* handler_capsule = nullptr;
 
 // empty(shape, dtype): as NumPy's.
-PyObject* empty(PyObject*, PyObject* const* args, Py_ssize_t count) {
+PyObject* empty_of_shape(PyObject*, PyObject* const* args, Py_ssize_t count) {
     if (count != 2 || !PyTuple_Check(args[0]) || PyTuple_GET_SIZE(args[0]) > NPY_MAXDIMS || !PyArray_DescrCheck(args[1])) {
         PyErr_SetString(PyExc_TypeError, "empty: expected a tuple of sizes and a NumPy dtype");
         return nullptr;
@@ -153,22 +153,7 @@ PyObject* empty(PyObject*, PyObject* const* args, Py_ssize_t count) {
         shape[i] = PyLong_AsSsize_t(PyTuple_GET_ITEM(args[0], i));
         if (shape[i] == -1 && PyErr_Occurred()) return nullptr;
     }
-    npy_intp bytes = PyDataType_ELSIZE(reinterpret_cast<PyArray_Descr*>(args[1]));
-    for (int i = 0; i < dims; i++) bytes = shape[i] > 0 && bytes < LEAST ? bytes * shape[i] : bytes * (shape[i] != 0);
-    Py_INCREF(args[1]);  // NumPy takes it over
-    if (bytes < LEAST) return PyArray_Empty(dims, shape, reinterpret_cast<PyArray_Descr*>(args[1]), 0);
-    PyObject* before = PyDataMem_SetHandler(handler_capsule);
-    if (!before) {
-        Py_DECREF(args[1]);
-        return nullptr;
-    }
-    PyObject* array = PyArray_Empty(dims, shape, reinterpret_cast<PyArray_Descr*>(args[1]), 0);
-    PyObject *type, *value, *trace;
-    PyErr_Fetch(&type, &value, &trace);
-    Py_XDECREF(PyDataMem_SetHandler(before));
-    Py_DECREF(before);
-    PyErr_Restore(type, value, trace);
-    return array;
+    return memory::empty(dims, shape, args[1]);
 }
 
 PyObject* release_memory(PyObject*, PyObject*) {
@@ -177,7 +162,7 @@ PyObject* release_memory(PyObject*, PyObject*) {
 }
 
 PyMethodDef functions[] = {
-    {"empty", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(empty)), METH_FASTCALL, "An array in memory that was used before, if there is some."},
+    {"empty", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(empty_of_shape)), METH_FASTCALL, "An array in memory that was used before, if there is some."},
     {"release_memory", release_memory, METH_NOARGS, "Give the memory that is kept for later arrays back to the system."},
     {nullptr, nullptr, 0, nullptr},
 };
@@ -188,6 +173,27 @@ int import_numpy() {
 }
 
 }  // namespace
+
+PyObject* empty(int dims, const Py_ssize_t* shape, PyObject* dtype) {
+    auto* sizes = const_cast<npy_intp*>(shape);
+    auto* descr = reinterpret_cast<PyArray_Descr*>(dtype);
+    npy_intp bytes = PyDataType_ELSIZE(descr);
+    for (int i = 0; i < dims; i++) bytes = shape[i] > 0 && bytes < LEAST ? bytes * shape[i] : bytes * (shape[i] != 0);
+    Py_INCREF(dtype);  // NumPy takes it over
+    if (bytes < LEAST) return PyArray_Empty(dims, sizes, descr, 0);
+    PyObject* before = PyDataMem_SetHandler(handler_capsule);
+    if (!before) {
+        Py_DECREF(dtype);
+        return nullptr;
+    }
+    PyObject* array = PyArray_Empty(dims, sizes, descr, 0);
+    PyObject *type, *value, *trace;
+    PyErr_Fetch(&type, &value, &trace);
+    Py_XDECREF(PyDataMem_SetHandler(before));
+    Py_DECREF(before);
+    PyErr_Restore(type, value, trace);
+    return array;
+}
 
 bool add_to(PyObject* module) {
     if (import_numpy() < 0) return false;

@@ -255,6 +255,9 @@ def backward(
         RuntimeError: a root that needs no gradient; a non-scalar one without an upstream gradient, or one of another
             shape; a graph that was freed; a saved tensor that was changed in place.
     """
+    plain = compiled is not None and grad_tensors is None and not create_graph
+    if plain and compiled.backward(tensors, bool(retain_graph)):
+        return
     outputs = _listed(tensors)
     upstream = [None] * len(outputs) if grad_tensors is None else _listed(grad_tensors)
     roots = [_root(t, g, create_graph, "backward") for t, g in zip(outputs, upstream, strict=True)]

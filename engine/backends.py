@@ -142,6 +142,11 @@ def _for(x: Any) -> Any:
     return _ELSEWHERE
 
 
+def takes_plain_calls() -> bool:
+    """Whether the kernels of the CPU are there for arrays on the CPU, and nothing else is asked for."""
+    return (_chosen.name or _asked) in ("auto", "cpu") and _compiled_for_cpu() is not None
+
+
 class _Elsewhere:
     def __getattr__(self, operation: str) -> Any:
         return functools.partial(_run, operation)
@@ -479,12 +484,12 @@ def cross_entropy(
 def cross_entropy_backward(
     upstream: Any, logits: Any, target: Any, weight: Any, lse: Any, o: LossOptions, needs: tuple[bool, bool]
 ) -> tuple[Any, Any]:
-    """The gradients of logits and of class probabilities, each as ``needs`` says."""
+    """The gradients of logits and of class probabilities, each as ``needs`` says. Without ``lse``, which a plain call's
+    forward does not make, it is for the kernels of the CPU, as that was."""
     grad, grad_target = _empty_like(logits, needs[0]), _empty_like(target, needs[1])
     if 0 not in logits.shape:
-        _for(upstream).cross_entropy_backward(
-            upstream, logits, target, weight, lse, o, grad=grad, grad_target=grad_target
-        )
+        kernels = _compiled_for_cpu() if lse is None else _for(upstream)
+        kernels.cross_entropy_backward(upstream, logits, target, weight, lse, o, grad=grad, grad_target=grad_target)
     return grad, grad_target
 
 

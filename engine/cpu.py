@@ -123,12 +123,12 @@ def linear_backward(
 
 
 def activation(x: Array, name: str, *, out: Array) -> None:
-    """As in reference.py."""
+    """act(x) of each element; without a kernel it is an ordinary operation."""
     _C.activation(np.ascontiguousarray(x), CODES[name], out)
 
 
 def activation_backward(grad: Array, saved: Array, name: str, *, out: Array) -> None:
-    """As in reference.py."""
+    """act'(x)·grad, from x, or from the output where its sign is enough."""
     _C.activation_backward(np.ascontiguousarray(grad), np.ascontiguousarray(saved), CODES[name], out)
 
 
@@ -166,10 +166,10 @@ def cross_entropy(
 
 
 def cross_entropy_backward(
-    upstream: Array, logits: Array, target: Array, weight: Array | None, lse: Array, o: LossOptions, *,
+    upstream: Array, logits: Array, target: Array, weight: Array | None, lse: Array | None, o: LossOptions, *,
     grad: Array | None, grad_target: Array | None,
 ) -> None:  # fmt: skip
-    """As in reference.py."""
+    """As in reference.py; without ``lse`` the rows are summed again."""
     w = _vector(weight, logits.dtype)
     u = _converted(upstream, logits.dtype)
     _C.cross_entropy_backward(u, logits, target, w, lse, _arguments(o), grad, grad_target)
@@ -241,7 +241,9 @@ def linear_cross_entropy(
         order = None if counted.all() else np.flatnonzero(counted)
     rows = samples if order is None else len(order)
     arguments, share = _denominated(target, weight, o, indices), _vector(weight, wide)
-    sums = _Sums(wide, grad_input, grad_weight, grad_bias, samples if rows < samples else 0)
+    sums = _Sums(wide, grad_input, grad_weight, grad_bias)
+    if sums.input is not None and rows < samples:
+        sums.input[...] = 0
     wanted = sums.wanted or grad_target is not None
     chunks = max(1, -(-rows * classes * wide.itemsize // LOGITS))
     step = max(1, -(-rows // chunks))
@@ -280,7 +282,7 @@ def linear_cross_entropy(
                 if made is not of_target:
                     of_target[...] = made
             if wanted:
-                valid = target[part, d] != o.ignore_index if indices and order is None else None
+                valid = t != o.ignore_index if indices else None
                 sums.add(z, a, linear_weight[:, d], d, part, valid)
     if loss is not None and not loss.ndim:
         loss[...] = total if rows or o.reduction == "sum" else np.nan
@@ -323,7 +325,7 @@ class _Sums:
     """The gradients of linear_cross_entropy, to which each chunk of samples adds its part: in the outputs themselves,
     or in sums of the wider dtype."""
 
-    def __init__(self, wide: np.dtype, grad_input: Any, grad_weight: Any, grad_bias: Any, missing: int):
+    def __init__(self, wide: np.dtype, grad_input: Any, grad_weight: Any, grad_bias: Any):
         self.outputs = grad_input, grad_weight, grad_bias
         self.wanted = any(g is not None for g in self.outputs)
         self.input, self.weight = (
@@ -331,8 +333,6 @@ class _Sums:
         )
         self.bias = None if grad_bias is None else np.zeros(grad_bias.shape)
         self.begun: set[int] = set()  # the positions that the weight's gradient is written at
-        if self.input is not None and missing:
-            self.input[...] = 0
 
     def add(self, dz: Array, x: Array, weight: Array, d: int, part: Any, valid: Array | None) -> None:
         """The part of the samples ``part`` and the loss at position ``d``; dz is (rows, C), x (rows, K)."""

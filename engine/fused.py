@@ -6,7 +6,7 @@ from typing import Any
 
 from . import activations, backends, elementwise, functions, reductions, shaping
 from .backends import LossOptions
-from .graph import ArrayFunction, Variable, once_differentiable
+from .graph import ArrayFunction, Variable, compiled, once_differentiable
 from .storage import Array, namespace, numpy_dtype
 
 
@@ -115,6 +115,7 @@ def _with_stats(made: backends.LossResult, want_stats: bool) -> Any:
 
 class CrossEntropy(ArrayFunction):
     warns = False
+    hands_over = True
     keeps_half = False  # stats stay wide; the loss comes rounded
 
     @staticmethod
@@ -175,6 +176,23 @@ class LinearCrossEntropy(ArrayFunction):
             grad, x, linear_weight, linear_bias, target, weight, ctx.o, ctx.needs_input_grad[:4]
         )
         return (*made, None, None, None)
+
+
+# --- plain calls, before anything is checked --------------------------------------------------------------------------
+
+
+def plain_softmax(input: Any, dim: Any, log: bool) -> Any:
+    """``softmax`` of a Tensor on the CPU by compiled code, or None: then nothing was done, and all is to be checked."""
+    if compiled is None or not backends.takes_plain_calls():
+        return None
+    return compiled.plain_softmax(LogSoftmax if log else Softmax, input, dim)
+
+
+def plain_cross_entropy(input: Any, target: Any, o: LossOptions) -> Any:
+    """``cross_entropy`` in the same way; ``o`` asks for a mean or a sum, and nothing else."""
+    if compiled is None or not backends.takes_plain_calls():
+        return None
+    return compiled.plain_cross_entropy(CrossEntropy, input, target, o, o.reduction == "mean")
 
 
 # --- as nn/functional.py calls them, the same names as in torch/ ------------------------------------------------------

@@ -18,7 +18,7 @@ import numpy as np
 from .gradmode import _mode, no_grad
 from .storage import Array, float32, is_floating, namespace, on_device_of
 
-compiled: Any = None  # the extension, whose tape.cpp has the loops of a training step; None where there is none
+compiled: Any = None  # the extension, which has the loops of a training step; None where there is none
 with contextlib.suppress(ImportError):
     from . import _C
 
@@ -265,6 +265,7 @@ class ArrayFunction(Function):
     keeps_half = True  # a float32 result of 16-bit inputs is rounded to their dtype, once, at the end
     torch_name = ""  # of the node, where it is not that of the class
     differentiable = 1  # so many of the outputs, the first ones; the others have no gradient
+    hands_over = False  # kept[0] is its first input's gradient for an upstream gradient of 1, or None once it is taken
     _kept: tuple[Any, ...] = ()
 
     def save(self, *arrays: Any) -> None:

@@ -139,6 +139,83 @@ def test_a_gradient_that_somebody_holds_is_copied() -> None:
     assert not np.shares_memory(y.grad.numpy(), upstream.numpy())
 
 
+# --- plain calls ------------------------------------------------------------------------------------------------------
+
+
+def step_of(loss: Any, x: np.ndarray) -> list[np.ndarray]:
+    """The loss, what it was given for, and the gradient of two backward passes."""
+    logits = tg.tensor(x, requires_grad=True)
+    out = loss(logits)
+    once = out.sum() if out.ndim else out
+    once.backward(retain_graph=True)
+    first = logits.grad.numpy().copy()
+    (3 * once).backward()
+    assert out.grad_fn.name() in ("CrossEntropyBackward0", "SoftmaxBackward0", "LogSoftmaxBackward0")
+    return [out.detach().numpy(), first, logits.grad.numpy()]
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (5, 3), (33, 17), (40, 32), (9, 70), (3, 7, 4), (2, 5, 3, 2)])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+def test_plain_calls_do_what_checked_ones_do(shape: Any, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(len(shape))
+    x = (3 * rng.standard_normal(shape)).astype(dtype)
+    target = tg.from_numpy(np.where(rng.random(shape[:1] + shape[2:]) < 0.2, -100, rng.integers(0, shape[1])))
+    target[(0,) * target.ndim] = 0
+    calls = [
+        lambda a: F.softmax(a, 1), lambda a: F.log_softmax(a, -1), lambda a: F.cross_entropy(a, target),
+        lambda a: F.cross_entropy(a, target.to(tg.int32), reduction="sum"),
+    ]  # fmt: skip
+    made = [step_of(call, x) for call in calls]
+    monkeypatch.setattr("tilegrad.fused.compiled", None)
+    for call, got in zip(calls, made, strict=True):
+        for a, b in zip(got, step_of(call, x), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_what_is_not_plain_is_checked() -> None:
+    x = tg.randn(4, 3, requires_grad=True)
+    t = tg.tensor([0, 1, 2, 0])
+    for error, match, bad in (
+        (IndexError, "got 3", lambda: F.cross_entropy(x, tg.tensor([0, 1, 3, 0]))),
+        (IndexError, "got -1", lambda: F.cross_entropy(x, tg.tensor([0, 1, -1, 0]))),
+        (ValueError, "expected a target of shape", lambda: F.cross_entropy(x, t[:3])),
+        (TypeError, "integer dtype", lambda: F.cross_entropy(x, t > 0)),
+        (TypeError, "floating", lambda: F.cross_entropy(tg.tensor([[1, 2]]), tg.tensor([0]))),
+        (ValueError, "at least one class", lambda: F.cross_entropy(tg.zeros(2, 0), t[:2])),
+        (TypeError, "one kind", lambda: F.cross_entropy(x, t.numpy())),
+        (IndexError, "out of range", lambda: F.softmax(x, 2)),
+        (TypeError, "int", lambda: F.softmax(x, 1.0)),
+        (TypeError, "floating", lambda: F.softmax(tg.tensor([1, 2]), 0)),
+        (RuntimeError, "scalar", lambda: F.softmax(x, 1).backward()),
+        (RuntimeError, "does not require grad", lambda: F.cross_entropy(x.detach(), t).backward()),
+    ):
+        with pytest.raises(error, match=match):
+            bad()
+    assert x.grad is None
+
+
+def test_a_plain_call_obeys_the_backend_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    for name in ("softmax", "cross_entropy"):
+        of_reference = getattr(tg.reference, name)
+        monkeypatch.setattr(tg.reference, name, lambda *a, f=of_reference, n=name, **o: (seen.append(n), f(*a, **o)))
+    x, t = tg.randn(4, 3), tg.tensor([0, 1, 2, 0])
+    with tg.backend("reference"):
+        F.softmax(x, 1)
+        F.cross_entropy(x, t)
+    assert seen == ["softmax", "cross_entropy"]
+
+
+def test_a_plain_loss_is_differentiated_by_another_backend_too() -> None:
+    x = tg.randn(4, 3, requires_grad=True)
+    loss = F.cross_entropy(x, tg.tensor([0, 1, 2, 0]))
+    with tg.backend("reference"):
+        loss.backward(retain_graph=True)
+        first = x.grad.numpy().copy()
+        loss.backward()
+    np.testing.assert_allclose(x.grad.numpy(), 2 * first, rtol=1e-6)
+
+
 # --- a Linear and its activation --------------------------------------------------------------------------------------
 
 

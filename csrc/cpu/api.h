@@ -78,6 +78,27 @@ static inline int64_t index_at(const char* p, Index type) {
     return 0;
 }
 
+// f(index) of the rows from first to last, in a loop of its own for each type of index.
+template <class I, class F> static inline void for_indices_of(const Rows& rows, const Lines& lines, int64_t first, int64_t last, F f) {
+    int64_t step = rows.dims ? lines.rows[0] : 0;
+    for (int64_t row = first; row < last; row++)
+        f(index_of<I>(lines.data + (rows.dims > 1 ? offset(rows, lines, row) : row * step)));
+}
+
+template <class F>
+static inline void for_indices(const Rows& rows, const Lines& lines, Index type, int64_t first, int64_t last, F f) {
+    switch (type) {
+        case Index::int8: return for_indices_of<int8_t>(rows, lines, first, last, f);
+        case Index::int16: return for_indices_of<int16_t>(rows, lines, first, last, f);
+        case Index::int32: return for_indices_of<int32_t>(rows, lines, first, last, f);
+        case Index::int64: return for_indices_of<int64_t>(rows, lines, first, last, f);
+        case Index::uint8: return for_indices_of<uint8_t>(rows, lines, first, last, f);
+        case Index::uint16: return for_indices_of<uint16_t>(rows, lines, first, last, f);
+        case Index::uint32: return for_indices_of<uint32_t>(rows, lines, first, last, f);
+        case Index::uint64: return for_indices_of<uint64_t>(rows, lines, first, last, f);
+    }
+}
+
 struct CrossEntropy {
     Rows rows;
     int64_t classes;

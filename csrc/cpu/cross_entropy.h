@@ -14,12 +14,6 @@ template <class T> TG_INLINE vec<T> only(vec<T> v, int64_t n) {  // the first n;
     return lanes_below<T>(n) ? v : vec<T>{};
 }
 
-// log(1 + x) for x ≥ 0, of full relative precision where x is tiny.
-TG_INLINE vdouble log1p_nonnegative(vdouble x) {
-    vdouble sum = 1 + x, lost = x - (sum - 1);
-    return log(sum) + lost / sum;
-}
-
 constexpr int64_t NOWHERE = -1;
 
 // The first element that `found` holds for.
@@ -240,7 +234,8 @@ template <class S, Mode MODE> struct CrossEntropyRows {
             double q = target == NOWHERE ? 0 : smooth * weight_of(target);
             if (q != 0) cross = q * surprise;
             double beside = q_row ? q_sum.total() : spread_of_indices;
-            if (beside != 0) cross += beside * (log_total + (shift - origin)) - q_logits.total();
+            // Without a logsumexp there is no loss, even if no class counts: 0 of a NaN is one.
+            cross += beside * (log_total + (shift - origin)) - q_logits.total();
             if (call.z_loss != 0) square = call.z_loss * lse * lse;
         }
         if (call.cross) call.cross[r] = cross;
@@ -308,140 +303,6 @@ template <class S, Mode MODE> struct CrossEntropyRows {
             return call.weight ? d * load((const S*)call.weight + i, part) : d;
         });
     }
-
-    // --- rows of a few vectors, without blocks -----------------------------------------------------------------------
-
-    // What is known of so many rows: so their logarithms are taken together, and all that follows.
-    static constexpr int64_t TOGETHER = W<double>;
-    struct Known {
-        alignas(64) double shift[TOGETHER], target_logit[TOGETHER], others[TOGETHER], own[TOGETHER];
-        alignas(64) double weight[TOGETHER], counts[TOGETHER], upstream[TOGETHER];  // counts: 0 if the row is ignored
-        alignas(64) double log_total[TOGETHER], scale[TOGETHER], at_target[TOGETHER];
-        alignas(64) T kept[TOGETHER][SHORT<T> + W<T>];
-        const S* x[TOGETHER];
-        int64_t target[TOGETHER];
-        T largest[TOGETHER];
-    };
-
-    TG_INLINED void short_rows(int64_t first, int64_t last) {
-        for (int64_t r = first; r < last; r += TOGETHER) {
-            int64_t count = least(TOGETHER, last - r);
-            Known known;
-            if (count < TOGETHER) memset(&known, 0, sizeof known);
-            for (int64_t i = 0; i < count; i++) sum_short(known, i, r + i);
-            conclude(known, r, count);
-            if (!grad.given()) continue;
-            for (int64_t i = 0; i < count; i++) write_short(known, i, grad.row(r + i));
-        }
-    }
-
-    TG_INLINED void sum_short(Known& known, int64_t at, int64_t r) {
-        find(r);
-        T* kept = known.kept[at];
-        vec<T> peak = splat<T>(-infinity<T>()), others = {};
-        for_vectors<T>(call.classes, [&](int64_t i, auto part) TG_INLINED {
-            vec<T> v = load_or_lowest(x + i, part);
-            peak = larger(peak, v);
-            store(kept + i, v);
-        });
-        T largest = largest_of<T>(peak), shift = largest == -infinity<T>() ? 0 : largest;
-        for (int64_t i = 0; i < call.classes; i += W<T>) {
-            vec<T> e = exp_nonpositive(load(kept + i) - shift);
-            store(kept + i, e);
-            others += lane_is<T>(target - i) ? vec<T>{} : e;
-        }
-        WideSum<T> sum = WideSum<T>();
-        sum.add(others);
-        bool hit = target != NOWHERE;
-        if (hit) read_target();
-        known.x[at] = x;
-        known.target[at] = target;
-        known.largest[at] = largest;
-        known.shift[at] = shift;
-        known.target_logit[at] = hit ? target_logit : shift;
-        known.others[at] = sum.total();
-        known.own[at] = hit ? kept[target] : 0;
-        known.weight[at] = hit ? weight_of(target) : 0;
-        known.counts[at] = !ignored;
-        known.upstream[at] = call.upstream.data ? read<S>(call.upstream, r) : 1;
-    }
-
-    // `end` of several rows. The shift is the largest logit, whose exponential is 1.
-    TG_INLINED void conclude(Known& known, int64_t r, int64_t count) const {
-        vdouble others = load(known.others), own = load(known.own), shift = load(known.shift);
-        vdouble total = others + own, by_total = 1 / total, weight = load(known.weight);
-        vdouble log_total = log1p_nonnegative(own == 1 ? others : (others - 1) + own);
-        log_total = total > 0 ? log_total : splat(nan<double>());  // 0: nothing but −inf
-        vdouble lse = shift + log_total, none = {};
-        if (has_loss) {
-            vdouble surprise = log_total - (load(known.target_logit) - shift);
-            vdouble cross = weight != 0 ? weight * surprise : none;
-            vdouble square = call.z_loss != 0 ? (load(known.counts) != 0 ? call.z_loss * lse * lse : none) : none;
-            if (call.cross) store_part(call.cross + r, cross, count);
-            if (call.square) store_part(call.square + r, square, count);
-            store(known.log_total, log_total);
-            for (int64_t i = 0; i < count; i++) {
-                put<S>(call.loss, r + i, static_cast<T>(cross[i] + square[i]));
-                if (wants_log_sum())
-                    report_log_sum(r + i, known.x[i], known.largest[i], known.shift[i], known.log_total[i]);
-            }
-        }
-        vdouble upstream = load(known.upstream), q = upstream / call.by_share * weight, of_z = {};
-        if (call.z_loss != 0) of_z = upstream / call.by_count * (2 * call.z_loss) * lse;
-        store(known.scale, (q + of_z) * by_total);
-        store(known.at_target, own * by_total * of_z - q * (others * by_total));
-    }
-
-    TG_INLINED void write_short(const Known& known, int64_t at, S* to) const {
-        vec<T> scale = splat(static_cast<T>(known.scale[at])), at_target = splat(static_cast<T>(known.at_target[at]));
-        bool counts = known.counts[at] != 0;
-        TG_ISA::write_short(to, call.classes, streams, [&](int64_t i) TG_INLINED {
-            vec<T> d = lane_is<T>(known.target[at] - i) ? at_target : load(known.kept[at] + i) * scale;
-            return counts ? d : vec<T>{};
-        });
-    }
 };
-
-// --- by dtype and options --------------------------------------------------------------------------------------------
-
-template <class S, Mode MODE>
-static void cross_entropy_as(const CrossEntropy& call, bool backward, int64_t first, int64_t last) {
-    using T = compute<S>;
-    Operand<S> logits{Use::read, call.rows, call.logits, call.dtype, call.classes};
-    Operand<S> probabilities{Use::read, call.rows, call.probabilities, call.dtype, call.classes};
-    Operand<S> grad{Use::write, call.rows, call.grad, call.dtype, call.classes};
-    Operand<S> grad_target{Use::write, call.rows, call.grad_target, call.dtype, call.classes};
-    Operand<S>* operands[] = {&logits, &probabilities, &grad, &grad_target};
-    T* kept = MODE == Mode::kept ? exponentials<T>(call.classes) : nullptr;
-    CrossEntropyRows<S, MODE> job{call, logits, probabilities, grad, grad_target, backward, kept};
-    over_rows(operands, call.classes, first, last, [&](int64_t first, int64_t last) {
-        if (MODE == Mode::kept && call.classes <= SHORT<T>) return job.short_rows(first, last);
-        pipelined(job, call.classes, first, last);
-    });
-    if (job.streams) streamed();
-}
-
-static void cross_entropy_of(const CrossEntropy& call, bool backward, int64_t first, int64_t last) {
-    bool general = call.probabilities.data || call.label_smoothing != 0 || call.softcap != 0;
-    bool summed_before = backward && call.top.data && call.log_sum.data;
-    of_dtype(call.dtype, [&](auto* stored) {
-        using S = pointee<decltype(stored)>;
-        using T = compute<S>;
-        bool keep = !summed_before && call.grad.data && call.classes <= MOST_KEPT<T>;
-        keep = keep || call.classes <= SHORT<T>;  // to sum a short row again is cheaper than to read its logsumexp
-        auto rows = general ? cross_entropy_as<S, Mode::general>
-                    : keep  ? cross_entropy_as<S, Mode::kept>
-                            : cross_entropy_as<S, Mode::remade>;
-        rows(call, backward, first, last);
-    });
-}
-
-static void cross_entropy(const CrossEntropy& call, int64_t first, int64_t last) {
-    cross_entropy_of(call, false, first, last);
-}
-
-static void cross_entropy_backward(const CrossEntropy& call, int64_t first, int64_t last) {
-    cross_entropy_of(call, true, first, last);
-}
 
 }  // namespace tilegrad::cpu::TG_ISA

@@ -4,7 +4,7 @@
 #include "vec.h"
 #include "exp.h"
 #include "softmax.h"
-#include "cross_entropy.h"
+#include "cross_entropy_short.h"
 #include "activations.h"
 #include "elements.h"
 #include "product.h"

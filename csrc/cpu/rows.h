@@ -98,6 +98,14 @@ template <class S> class Operand {
         return (S*)(lines_->data + offset(*rows_, *lines_, r));
     }
 
+    // The rows from r on, for those who ask for many: without a division or a look at memory for each, if they can be.
+    auto from(int64_t r) const {
+        bool even = tile_ || rows_->dims <= 1;
+        char* first = (char*)row(r);
+        int64_t step = !even ? 0 : tile_ ? tile_stride_ * static_cast<int64_t>(sizeof(S)) : rows_->dims ? lines_->rows[0] : 0;
+        return [=](int64_t i) TG_INLINED { return even ? (S*)(first + i * step) : row(r + i); };
+    }
+
     void stage(S* tile, int64_t stride, int64_t first) {
         tile_ = tile;
         tile_stride_ = stride;

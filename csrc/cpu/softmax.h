@@ -2,7 +2,7 @@
 #pragma once
 
 #include "exp.h"
-#include "rows.h"
+#include "lanes.h"
 
 namespace tilegrad::cpu::TG_ISA {
 
@@ -14,6 +14,7 @@ template <class T> struct WideSum {
     TG_INLINED void add(vec<T> v) { parts += v; }
     TG_INLINED void scale(double factor) { parts *= factor; }
     TG_INLINED double total() const { return sum_of<double>(parts); }
+    TG_INLINED void put(double* lanes) const { store(lanes, parts); }  // of each lane
 };
 template <> struct WideSum<float> {
     vdouble low, high;
@@ -27,6 +28,10 @@ template <> struct WideSum<float> {
         high *= factor;
     }
     TG_INLINED double total() const { return sum_of<double>(low + high); }
+    TG_INLINED void put(double* lanes) const {
+        store(lanes, low);
+        store(lanes + W<double>, high);
+    }
 };
 
 // Σ term(i, part) over [0, count), in four independent chains.
@@ -220,6 +225,31 @@ static void softmax_of_short(
     }
 }
 
+// Rows of so few columns that they lie in lanes.
+template <class S, bool LOG>
+static void softmax_of_few(const Operand<S>& x, const Operand<S>& out, int64_t columns, int64_t first, int64_t last) {
+    using T = compute<S>;
+    for_vectors<T>(last - first, [&](int64_t i, auto part) {
+        Turned<T> rows;
+        read_turned(x, columns, first + i, part, rows);
+        vec<T> largest = splat(-infinity<T>()), even = {}, odd = {};
+        for (int64_t c = 0; c < columns; c++) largest = larger(rows[c], largest);
+        auto taken = [&](int64_t c) TG_INLINED {
+            vec<T> z = rows[c] - largest, e = exp_nonpositive(z);
+            rows.put(c, LOG ? z : e);
+            return e;
+        };
+        for (int64_t c = 0; c + 1 < columns; c += 2) {
+            even += taken(c);
+            odd += taken(c + 1);
+        }
+        if (columns % 2) even += taken(columns - 1);
+        vec<T> total = LOG ? log(even + odd) : 1 / (even + odd);
+        for (int64_t c = 0; c < columns; c++) rows.put(c, LOG ? rows[c] - total : rows[c] * total);
+        write_turned(rows, out, columns, first + i, part);
+    });
+}
+
 template <class S> static bool is_large(const Softmax& call) {
     return call.rows.count * call.columns * static_cast<int64_t>(sizeof(S)) >= STREAMED_BYTES;
 }
@@ -238,6 +268,7 @@ template <class S, bool LOG> static void softmax_as(const Softmax& call, int64_t
     bool is_short = call.columns <= (is_large<S>(call) && !streams ? SHORT<T> / 2 : SHORT<T>);
     T* kept = keep ? exponentials<T>(call.columns) : nullptr;
     over_rows(operands, call.columns, first, last, [&](int64_t first, int64_t last) {
+        if (call.columns <= FEW<T> && !streams) return softmax_of_few<S, LOG>(x, out, call.columns, first, last);
         if (is_short) return softmax_of_short<S, LOG>(x, out, call.columns, streams, first, last);
         if constexpr (!LOG) {
             SoftmaxForward<S, LOG, true> job{x, out, streams, kept};

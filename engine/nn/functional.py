@@ -223,6 +223,10 @@ def log_softmax(input: Any, dim: int | None = None, _stacklevel: int = 3, dtype:
 
 
 def _softmax(name: str, input: Any, dim: int | None, stacklevel: int, dtype: Any) -> Any:
+    if isinstance(input, Tensor) and dtype is None:
+        made = fused.plain_softmax(input, dim, name == "log_softmax")
+        if made is not None:
+            return made
     plain = dtype is None and _are_plain(input)
     kind = "Tensor" if plain else _kind(name, input=input)
     ndim = len(_bare(input).shape)
@@ -259,14 +263,15 @@ def _reduction(name: str, size_average: bool | None, reduce: bool | None, reduct
     return reduction
 
 
-_PLAIN_MEAN = LossOptions("mean", -100, 0.0, 0.0, 0.0)
+_PLAIN = {reduction: LossOptions(reduction, -100, 0.0, 0.0, 0.0) for reduction in ("mean", "sum")}
+_PLAIN_ARGUMENTS = (None, -100, None, 0.0, 0.0, None, False)
 
 
 def _options(
     name: str, reduction: str, ignore_index: int, label_smoothing: float, z_loss: float, softcap: float | None
 ) -> LossOptions:
-    if (reduction, ignore_index, label_smoothing, z_loss, softcap) == ("mean", -100, 0.0, 0.0, None):
-        return _PLAIN_MEAN
+    if (ignore_index, label_smoothing, z_loss, softcap) == (-100, 0.0, 0.0, None) and reduction in _PLAIN:
+        return _PLAIN[reduction]
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"{name}: expected label_smoothing between 0 and 1, got {label_smoothing}")
     if not (z_loss >= 0.0 and math.isfinite(z_loss)):
@@ -362,6 +367,11 @@ def cross_entropy(
         ValueError, TypeError: shapes, dtypes, kinds, options. IndexError: a target outside [0, C), on the CPU; on a GPU
             its row becomes NaN and ``tilegrad.synchronize()`` raises.
     """
+    arguments = (size_average, ignore_index, reduce, label_smoothing, z_loss, softcap, return_stats)
+    if isinstance(input, Tensor) and weight is None and arguments == _PLAIN_ARGUMENTS and reduction in _PLAIN:
+        made = fused.plain_cross_entropy(input, target, _PLAIN[reduction])
+        if made is not None:
+            return made
     kind = "Tensor"
     if not (_are_plain(input, weight) and isinstance(target, Tensor) and type(target._array) is np.ndarray):
         kind = _kind("cross_entropy", input=input, target=target, weight=weight)
