@@ -198,7 +198,8 @@ def _row_losses(z: Array, lse: tuple[Array, Array], t: Targets, o: LossOptions) 
     """−Σ q·log p and λ·lse² of each row; 0 for ignored ones."""
     xp = namespace(z)
     log_p = z - lse[0][..., None] - lse[1][..., None]
-    cross = -xp.where(t.q != 0, t.q * log_p, 0).sum(-1)  # a class without weight may have p = 0
+    # A class without weight may have p = 0; but a row of NaN has no loss, even if none of its classes has a weight.
+    cross = 0 * lse[1] - xp.where(t.q != 0, t.q * log_p, 0).sum(-1)
     square = o.z_loss * (lse[0] + lse[1]) ** 2
     return xp.where(t.valid, cross, 0), xp.where(t.valid, square, 0)
 
@@ -396,14 +397,14 @@ def linear_cross_entropy(
             grad_target[part] = xp.moveaxis(of_target, -1, 1)
         if grad_input is None and sums["w"] is None and sums["b"] is None:
             continue
-        dz = xp.moveaxis(_row_gradients(z, slope, pieces, t, factors, o), -1, 1).reshape(len(z), -1)
+        dz = xp.moveaxis(_row_gradients(z, slope, pieces, t, factors, o), -1, 1)
         if grad_input is not None:
-            grad_input[part] = dz @ w
-        if sums["w"] is not None:  # an ignored row may hold NaN, and 0·NaN is NaN: it is left out
-            seen = xp.where(t.valid.any(-1)[:, None], _exact(x[part]), 0)
-            sums["w"] += (dz.T @ seen).reshape(linear_weight.shape)
+            grad_input[part] = dz.reshape(len(z), -1) @ w
+        if sums["w"] is not None:
+            for d in range(losses):  # an ignored row may hold NaN, and 0·NaN is NaN: it is left out
+                sums["w"][:, d] += dz[..., d].T @ xp.where(t.valid[:, d, None], _exact(x[part]), 0)
         if sums["b"] is not None:
-            sums["b"] += dz.sum(0).reshape(sums["b"].shape)
+            sums["b"] += dz.sum(0)
     if loss is not None and o.reduction != "none":
         by_share, by_count = denominators
         loss[...] = total[0] / by_share + (total[1] / by_count if o.z_loss else 0.0)

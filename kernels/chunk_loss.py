@@ -98,8 +98,9 @@ def prepare_kernel(
 def gather_kernel(
     x_ptr, stride_xn, stride_xk,  # (N, K)
     order_ptr, counts_ptr,
+    target_ptr, stride_tn,  # (N) class indices of one d, whose ignored samples become zeros too; or None
     out_ptr,  # (rows, K): the chunk's samples, then zeros
-    start, rows, features,
+    start, rows, features, ignore_index,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """The samples of a chunk, one after the other. What the matrix products read beyond the last is made zero."""
@@ -109,9 +110,12 @@ def gather_kernel(
         column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
         n = tl.load(order_ptr + start + row, mask=row < here, other=0).to(tl.int64)
         inside = column[None, :] < features
+        wanted = row < here
+        if target_ptr is not None:
+            wanted &= tl.load(target_ptr + n * stride_tn, mask=wanted, other=0) != ignore_index
         x = tl.load(
             x_ptr + n[:, None] * stride_xn + column.to(tl.int64)[None, :] * stride_xk,
-            mask=(row < here)[:, None] & inside,
+            mask=wanted[:, None] & inside,
             other=0.0,
         )
         tl.store(
@@ -213,8 +217,7 @@ def combine_kernel(
     if MEAN:
         by_share = tl.load(sums_ptr).to(ACC)
         by_count = tl.load(sums_ptr + 1).to(ACC)
-    # 0·(−inf) again: a class without a share has no part in the loss.
-    cross = tl.where(shares == 0, 0.0, shares * log_sum) - weighted
+    cross = shares * log_sum - weighted  # a log_sum of NaN makes it NaN even if no class has a share
     lse = top + log_sum
     if losses_ptr is not None or loss_ptr is not None:
         loss = cross / by_share

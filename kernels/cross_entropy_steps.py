@@ -117,7 +117,7 @@ def asked(t, weight, f, classes, LABEL_SMOOTHING: tl.constexpr):
 def row_loss(top, log_sum, share, dot, valid, bad, Z_LOSS: tl.constexpr):
     """The two terms of each row's loss in float64, ``share`` being Σq and ``dot`` Σ q·(z − m)."""
     top, log_sum = top.to(tl.float64), log_sum.to(tl.float64)
-    cross = tl.where(share == 0, 0.0, share * log_sum) - dot
+    cross = share * log_sum - dot  # a log_sum of NaN makes it NaN even if no class takes part
     cross = tl.where(valid, tl.where(bad, float("nan"), cross), 0.0)
     if Z_LOSS == 0:
         return cross, tl.zeros_like(cross)

@@ -100,6 +100,9 @@ class _Call:
         self.indices = target.ndim == 2
         self.wide = DType("float64" if x.dtype.name == "float64" else "float32")
         self.tf32, self.gradients = tf32, gradients
+        # A sample may be ignored at one d and not at another. Where it is, it must not reach the weight's gradient: it
+        # may hold NaN, and 0·NaN is NaN.
+        self.regathered = grad_weight and self.indices and self.losses > 1
         chip = chip_of(x)
         gathered = matrix(replace(x, address=0, shape=(ROWS, self.features), strides=(self.features, 1)))
         bulk = all(as_bulk([gathered, matrix(weight.select(1, d))], chip, tf32) for d in range(self.losses))
@@ -197,8 +200,9 @@ def linear_cross_entropy(
     p = call.plan
     at_once = gradients if not p.block else any(g is not None for g in (grad_input, grad_bias, grad_target))
     for start, rows in call.chunks(p.chunk):
-        run.gather(start, rows)
         for d in range(call.losses):
+            if d == 0 or call.regathered:
+                run.gather(start, rows)
             run.logits(start, rows, d, 0, call.classes, made, statistics=True)
             run.combine(start, rows, d, made)
             if at_once:
@@ -274,13 +278,14 @@ class _Run:
     def _x(self, rows: int) -> View:
         return self.buffers["x"].viewed((rows, self.call.features), (self.call.features, 1))
 
-    def gather(self, start: int, rows: int) -> None:
-        """The samples from place ``start`` on, side by side."""
+    def gather(self, start: int, rows: int, d: int | None = None) -> None:
+        """The samples from place ``start`` on, side by side; with zeros for those that are ignored at ``d``."""
         c, block = self.call, 128
         grid = (triton.cdiv(rows, 16), triton.cdiv(c.features, block))
+        target, stride_tn = (None, 0) if d is None else self._target(d)[:2]
         launch(
-            chunk_loss.gather_kernel, grid, c.x, *c.x.strides, self.order, self.counts, self._x(rows), start, rows,
-            c.features, ROWS=16, COLUMNS=block, num_warps=4,
+            chunk_loss.gather_kernel, grid, c.x, *c.x.strides, self.order, self.counts, target, stride_tn,
+            self._x(rows), start, rows, c.features, self.ignore_index, ROWS=16, COLUMNS=block, num_warps=4,
         )  # fmt: skip
 
     def _padded_logits(self, rows: int, classes: int) -> View:
@@ -386,6 +391,8 @@ class _Run:
     def grad_weight(self, start: int, rows: int, d: int, first: int, classes: int, out: View) -> None:
         """dW = dZᵀ X, added up over the chunks."""
         c = self.call
+        if c.regathered:
+            self.gather(start, rows, d)
         out = sums = out.select(1, d).narrow(0, first, classes)
         if "grad_weight" in self.buffers:
             sums = self.buffers["grad_weight"]

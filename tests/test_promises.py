@@ -117,6 +117,30 @@ def test_a_bad_row_is_nan_in_that_row_only(kind: str, bad: list[float]) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("classes", [5, 70], ids=["short", "long"])
+def test_a_bad_row_is_nan_even_if_none_of_its_classes_counts(kind: str, reduction: str, classes: int) -> None:
+    x = draw(3, classes)
+    x[1, 2] = NAN
+    weight, probabilities = np.ones(classes, np.float32), np.full((3, classes), 0.5, np.float32)
+    weight[1] = probabilities[1] = 0
+    target = np.array([0, 1, 2])
+    linear_weight = np.eye(classes, dtype=np.float32)
+    for loss in (
+        lambda w: F.cross_entropy(make(kind, x), make(kind, target), w, reduction=reduction),
+        lambda w: F.cross_entropy(make(kind, x), make(kind, probabilities), reduction=reduction),
+        lambda w: F.linear_cross_entropy(
+            make(kind, x), make(kind, linear_weight), make(kind, target), weight=w, reduction=reduction
+        ),
+        lambda w: F.linear_cross_entropy(
+            make(kind, x), make(kind, linear_weight), make(kind, probabilities), reduction=reduction
+        ),
+    ):
+        got = values(loss(make(kind, weight)))
+        np.testing.assert_array_equal(np.isnan(got), [False, True, False] if reduction == "none" else True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("bad", [NAN, INF, -INF])
 def test_an_ignored_row_contributes_exactly_zero_even_if_it_holds_nan(kind: str, reduction: str, bad: float) -> None:
     x, w = draw(5, 4), draw(7, 4, seed=2)
@@ -151,6 +175,20 @@ def test_an_ignored_row_contributes_exactly_zero_even_if_it_holds_nan(kind: str,
     assert np.isfinite(nll).all()
     if grad is not None:
         assert (grad[[1, 3]] == 0).all()
+
+
+@pytest.mark.parametrize("kind", RECORDED)
+def test_an_ignored_position_of_a_nan_sample_contributes_nothing_to_its_weights(kind: str) -> None:
+    x, w = draw(4, 3), draw(5, 2, 3, seed=2)
+    t = np.array([[0, 1], [-100, -100], [2, -100], [3, 4]])  # beside a sample that counts nowhere
+    x[2] = NAN
+    weight = make(kind, w, True)
+    F.linear_cross_entropy(make(kind, x), weight, make(kind, t), reduction="sum").backward()
+    got = values(weight.grad)
+    assert np.isnan(got[:, 0]).all()
+    weight = make(kind, w, True)
+    F.linear_cross_entropy(make(kind, x[[0, 3]]), weight, make(kind, t[[0, 3]]), reduction="sum").backward()
+    np.testing.assert_allclose(got[:, 1], values(weight.grad)[:, 1], rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("kind", KINDS)
