@@ -3,6 +3,7 @@
 
 #include <Python.h>
 
+#include <exception>
 #include <new>
 #include <utility>
 
@@ -57,12 +58,13 @@ template <class... Args> Ref call(PyObject* function, Args... args) {
 template <class F> PyObject* guarded(F f) {
     try {
         return f();
-    } catch (const Raised&) {
-        return nullptr;
+    } catch (const Raised&) {  // all is said
     } catch (const std::bad_alloc& error) {
         PyErr_SetString(PyExc_MemoryError, error.what());  // the kernels say how many bytes there were not
-        return nullptr;
+    } catch (const std::exception& error) {
+        PyErr_SetString(PyExc_ValueError, error.what());
     }
+    return nullptr;
 }
 
 // The beginning of every NumPy array, the same since NumPy 1.
