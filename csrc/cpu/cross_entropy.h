@@ -131,6 +131,7 @@ template <class S, Mode MODE> struct CrossEntropyRows {
 
     TG_INLINED void collect_exponentials(int64_t begin, int64_t end) {
         constexpr bool KEEP = MODE == Mode::kept;
+        ask_ahead(x, begin, end);
         bool here = begin <= target && target < end;
         if (here) read_target();
         alignas(64) T block[BLOCK];

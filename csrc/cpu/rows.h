@@ -213,6 +213,16 @@ static void over_rows(Operand<S>* const (&operands)[N], int64_t columns, int64_t
     if (staged) gathered.trim();
 }
 
+// --- reading ---------------------------------------------------------------------------------------------------------
+
+// Asks for what will be read behind [begin, end) of a row, or of the row after it: what a processor foresees by itself
+// ends with the page, and it sees less of that the more a kernel computes in between.
+template <class S> TG_INLINE void ask_ahead(const S* row, int64_t begin, int64_t end) {
+    constexpr uintptr_t AHEAD = 8192;  // bytes
+    uintptr_t last = (uintptr_t)(row + end) + AHEAD;
+    for (uintptr_t p = (uintptr_t)(row + begin) + AHEAD; p < last; p += 64) __builtin_prefetch((const void*)p, 0, 2);
+}
+
 // --- writing ---------------------------------------------------------------------------------------------------------
 
 // How many elements p is from where streamed stores may begin.

@@ -164,6 +164,7 @@ template <class S, bool LOG, bool KEEP> struct SoftmaxForward {
     }
 
     TG_INLINED void collect(int64_t begin, int64_t end) {
+        ask_ahead(summed, begin, end);
         sum.template add<KEEP>(summed + begin, begin, end - begin, -infinity<T>(), kept);
     }
 
@@ -306,6 +307,8 @@ template <class S, bool LOG> struct SoftmaxBackward {
     }
 
     TG_INLINED void collect(int64_t begin, int64_t end) {
+        ask_ahead(g, begin, end);
+        ask_ahead(p, begin, end);
         sum.add(sum_over<T>(end - begin, [&](int64_t i, auto part) TG_INLINED {
             vec<T> v = load(g + begin + i, part);
             return LOG ? v : v * load(p + begin + i, part);
