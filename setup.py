@@ -18,12 +18,14 @@ UNITS = {"baseline.cpp": []}
 BASELINE = []
 if platform.machine().lower() in ("x86_64", "amd64"):
     BASELINE = ["-march=x86-64-v2"]
+    AVX512 = [
+        *("-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mavx2", "-mfma", "-mf16c"),
+        "-mprefer-vector-width=512",
+    ]
     UNITS |= {
         "avx2.cpp": ["-mavx2", "-mfma", "-mf16c"],
-        "avx512.cpp": [
-            *("-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mavx2", "-mfma", "-mf16c"),
-            "-mprefer-vector-width=512",
-        ],
+        "avx512.cpp": AVX512,
+        "avx512bf16.cpp": [*AVX512, "-mavx512bf16"],
     }
 
 OPTIMIZED = ["-O3", "-g0"]

@@ -84,6 +84,8 @@ PYBIND11_MODULE(_C, m) {
     m.def("softmax", &run_softmax, py::arg("x"), py::arg("y"), py::arg("axis"), py::arg("log"), py::arg("out"));
     m.def("cross_entropy", &run_cross_entropy);
     m.def("cross_entropy_backward", &run_cross_entropy_backward);
+    m.def("multiplies_bfloat16", &multiplies_bfloat16);
+    m.def("product", &run_product);
     m.def("epilogue", &run_epilogue);
     m.def("epilogue_backward", &run_epilogue_backward);
     m.def("first_bad_index", &first_bad_index);

@@ -108,15 +108,23 @@ Cache& cache() {
     return *made;
 }
 
-// --- as NumPy asks for memory ----------------------------------------------------------------------------------------
+}  // namespace
 
-void* handler_malloc(void*, size_t size) {
+void* take(size_t bytes) {
     try {
-        return cache().take(size);
+        return cache().take(bytes);
     } catch (const std::bad_alloc&) {
         return nullptr;
     }
 }
+
+void give_back(void* block) { cache().give_back(block); }
+
+namespace {
+
+// --- as NumPy asks for memory ----------------------------------------------------------------------------------------
+
+void* handler_malloc(void*, size_t size) { return take(size); }
 
 void* handler_calloc(void*, size_t count, size_t size) {
     void* block = handler_malloc(nullptr, count * size);

@@ -11,4 +11,8 @@ PyObject* empty(int dims, const Py_ssize_t* shape, PyObject* dtype);
 // Adds empty and release_memory to a module; false with a Python exception set.
 bool add_to(PyObject* module);
 
+// The same memory for workspace: null if there is none. Aligned to a cache line.
+void* take(size_t bytes);
+void give_back(void* block);
+
 }  // namespace tilegrad::memory

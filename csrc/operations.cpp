@@ -173,6 +173,7 @@ void run_epilogue(const Array& z, const Array& bias, int activation, const Array
     e.rows = out.shape[0];
     e.columns = out.shape[1];
     e.dtype = out.dtype();
+    e.z_dtype = z.dtype();
     e.activation = activation;
     e.z = z.data;
     e.z_row = z.strides[0];
@@ -254,7 +255,7 @@ bool run_small_linear(const Array& input, const Array& weights, const Array& bia
     Epilogue e{};
     e.rows = y.rows;
     e.columns = y.columns;
-    e.dtype = dtype;
+    e.dtype = e.z_dtype = dtype;
     e.activation = activation;
     e.z = z.data;
     e.z_row = z.columns * bytes_of(dtype);
@@ -310,7 +311,7 @@ bool run_small_linear_backward(const Array& of_out, const Array& input, const Ar
 void run_activation(const Array& x, int activation, const Array& out) {
     if (x.size() != out.size() || x.dtype() != out.dtype()) throw std::invalid_argument("activation: expected an output like the input");
     Epilogue e{};
-    e.dtype = out.dtype();
+    e.dtype = e.z_dtype = out.dtype();
     e.activation = activation;
     int64_t size = bytes_of(e.dtype);
     over_rows(x.size(), 1, [&](int64_t first, int64_t last) {

@@ -44,7 +44,13 @@ std::optional<int64_t> first_bad_index(const Array& target, int64_t classes, int
 
 // --- linear ----------------------------------------------------------------------------------------------------------
 
-// Of (rows, columns), dense within a row, as engine/cpu.py makes them. Sums over the rows are rounded into grad_bias.
+// c = a·b, or c += a·b where c is float32. Operands are bfloat16, or float32 and rounded to it, of any strides; c is
+// either, dense within a row. Only where the processor has instructions for it.
+bool multiplies_bfloat16();
+void run_product(const Array& a, const Array& b, const Array& c, bool add);
+
+// Of (rows, columns), dense within a row, as engine/cpu.py makes them; z may be float32 where the rest has 16 bits. Sums
+// over the rows are rounded into grad_bias.
 void run_epilogue(const Array& z, const Array& bias, int activation, const Array& pre, const Array& out);
 void run_epilogue_backward(const Array& grad, const Array& saved, int activation, const Array& dz, const Array& grad_bias);
 

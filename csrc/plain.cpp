@@ -37,7 +37,7 @@ PyObject* softmax(PyObject*, PyObject* const* args, Py_ssize_t) {
     return guarded([&]() -> PyObject* {
         PyObject *cls = args[0], *input = args[1], *dim = args[2];
         Array x = plain_array(input);
-        if (!x || !x.floating || x.size() == 0 || x.ndim == 0 || !PyLong_CheckExact(dim)) return Py_NewRef(Py_None);
+        if (!x || !x.floating || x.size() == 0 || x.ndim == 0 || x.ndim > cpu::MAX_DIMS || !PyLong_CheckExact(dim)) return Py_NewRef(Py_None);
         int64_t axis = integer(dim);
         if (axis < -x.ndim || axis >= x.ndim) return Py_NewRef(Py_None);
         if (axis < 0) axis += x.ndim;
@@ -68,7 +68,7 @@ bool is_of_classes(const Array& target) {
 
 // Whether these are logits (N, C, d…) and a target (N, d…).
 bool fit(const Array& logits, const Array& target) {
-    if (logits.ndim < 2 || target.ndim != logits.ndim - 1 || logits.size() == 0 || target.shape[0] != logits.shape[0]) return false;
+    if (logits.ndim < 2 || logits.ndim > cpu::MAX_DIMS || target.ndim != logits.ndim - 1 || logits.size() == 0 || target.shape[0] != logits.shape[0]) return false;
     for (int i = 2; i < logits.ndim; i++)
         if (target.shape[i - 1] != logits.shape[i]) return false;
     return true;

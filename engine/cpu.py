@@ -29,16 +29,25 @@ PIECE = 16 << 20  # bytes of the weight that it widens, or of its gradient that 
 # --- matrices ---------------------------------------------------------------------------------------------------------
 
 
+def _factor_dtype(dtype: np.dtype) -> np.dtype:
+    """What products take operands of this dtype in: bfloat16 itself, where the processor multiplies it."""
+    return dtype if dtype == bfloat16.dtype and _C.multiplies_bfloat16() else wide_dtype(dtype)
+
+
 def _matrix(x: Array) -> Array:
-    """(…, K) as (rows, K) in the dtype that products are computed in, strided as BLAS takes it."""
-    x = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-    if x.dtype.itemsize == 2:
-        return _converted(x, np.dtype(np.float32))
+    """(…, K) as (rows, K) in the dtype that products take it in, strided as they take it."""
+    x = _converted(x.reshape(math.prod(x.shape[:-1]), x.shape[-1]), _factor_dtype(x.dtype))
     fits = any(x.strides[i] == x.itemsize and x.strides[1 - i] >= x.itemsize * x.shape[i] for i in (0, 1))
-    return x if fits else np.ascontiguousarray(x)
+    return x if fits or x.itemsize == 2 else np.ascontiguousarray(x)
 
 
-_product = _silent(np.matmul)  # which would warn of what has become infinite
+@_silent  # NumPy would warn of what has become infinite
+def _product(a: Array, b: Array, out: Array) -> None:
+    """out = a·b of what ``_matrix`` made; or of bfloat16 and float32, which is rounded to it."""
+    if 2 in (a.itemsize, b.itemsize):
+        _C.product(a, b, out, False)
+    else:
+        np.matmul(a, b, out=out)
 
 
 def _converted(x: Array, dtype: np.dtype) -> Array:
@@ -53,9 +62,9 @@ def _vector(x: Array | None, dtype: np.dtype) -> Array | None:
     return None if x is None else _converted(np.ascontiguousarray(x), dtype)
 
 
-def _wide_like(x: Array, shape: tuple[int, ...]) -> Array:
-    """(rows, columns) for results that end up in ``x``: a view of it, if it is of the dtype of products."""
-    return x.reshape(shape) if wide_dtype(x.dtype) == x.dtype else empty(shape, wide_dtype(x.dtype))
+def _like(x: Array, shape: tuple[int, ...], dtype: np.dtype) -> Array:
+    """(rows, columns) of this dtype for results that end up in ``x``: a view of it, if it is of the dtype, too."""
+    return x.reshape(shape) if x.dtype == dtype else empty(shape, dtype)
 
 
 def _written(out: Array, wide: Array) -> None:
@@ -76,17 +85,14 @@ def linear(
     if _C.small_linear(x, weight, bias, code, pre, out):
         return
     a, w, rows = _matrix(x), _matrix(weight), math.prod(x.shape[:-1])
-    wide_out = _wide_like(out, (rows, out.shape[-1]))
-    wide_pre = None if pre is None else _wide_like(pre, (rows, len(weight)))
-    z = wide_pre if wide_pre is not None else wide_out
-    if z.shape[1] != len(weight):  # gated, and nothing is kept
-        z = empty((rows, len(weight)), z.dtype)
-    _product(a, w.T, out=z)
-    if bias is not None or activation is not None or z is not wide_out:
-        _C.epilogue(z, _vector(bias, z.dtype), code, wide_pre, wide_out)
-    _written(out, wide_out)
-    if pre is not None:
-        _written(pre, wide_pre)
+    y, kept = out.reshape(rows, out.shape[-1]), None if pre is None else pre.reshape(rows, len(weight))
+    alone = bias is None and activation is None and pre is None  # nothing is computed from the product
+    z, dtype = y if kept is None else kept, a.dtype if alone else wide_dtype(a.dtype)
+    if z.dtype != dtype or z.shape[1] != len(weight):  # rounded last; or gated, and nothing is kept
+        z = empty((rows, len(weight)), dtype)
+    _product(a, w.T, z)
+    if not alone or z is not y:
+        _C.epilogue(z, _vector(bias, y.dtype), code, kept, y)
 
 
 def linear_backward(
@@ -99,7 +105,7 @@ def linear_backward(
         return
     rows, width = math.prod(grad.shape[:-1]), len(weight)
     g = grad.reshape(rows, grad.shape[-1])
-    g = _converted(g, wide_dtype(g.dtype))
+    g = _converted(g, _factor_dtype(g.dtype))
     kept = None if saved is None else _converted(np.ascontiguousarray(saved.reshape(rows, saved.shape[-1])), g.dtype)
     if activation is None:
         dz = g
@@ -110,13 +116,13 @@ def linear_backward(
         _C.epilogue_backward(g, kept, code, dz, grad_bias)
     dz = _matrix(dz)
     if grad_input is not None:
-        wide = _wide_like(grad_input, (rows, x.shape[-1]))
-        _product(dz, _matrix(weight), out=wide)
-        _written(grad_input, wide)
+        made = _like(grad_input, (rows, x.shape[-1]), dz.dtype)
+        _product(dz, _matrix(weight), made)
+        _written(grad_input, made)
     if grad_weight is not None:
-        wide = _wide_like(grad_weight, weight.shape)
-        _product(dz.T, _matrix(x), out=wide)
-        _written(grad_weight, wide)
+        made = _like(grad_weight, weight.shape, dz.dtype)
+        _product(dz.T, _matrix(x), made)
+        _written(grad_weight, made)
 
 
 # --- activations ------------------------------------------------------------------------------------------------------
@@ -135,14 +141,19 @@ def activation_backward(grad: Array, saved: Array, name: str, *, out: Array) -> 
 # --- softmax ----------------------------------------------------------------------------------------------------------
 
 
+def _rows(x: Array) -> Array:
+    """Of so many dimensions the kernels take rows only where their strides join them."""
+    return x if x.ndim <= 12 else np.ascontiguousarray(x)
+
+
 def softmax(x: Array, dim: int, log: bool, *, out: Array) -> None:
     """As in reference.py."""
-    _C.softmax(x, None, dim % x.ndim if x.ndim else 0, log, out)
+    _C.softmax(_rows(x), None, dim % x.ndim if x.ndim else 0, log, out)
 
 
 def softmax_backward(grad: Array, y: Array, dim: int, log: bool, *, out: Array) -> None:
     """As in reference.py."""
-    _C.softmax(_converted(grad, y.dtype), y, dim % y.ndim if y.ndim else 0, log, out)
+    _C.softmax(_rows(_converted(grad, y.dtype)), _rows(y), dim % y.ndim if y.ndim else 0, log, out)
 
 
 # --- losses -----------------------------------------------------------------------------------------------------------
@@ -162,7 +173,7 @@ def cross_entropy(
 ) -> None:  # fmt: skip
     """As in reference.py."""
     w = _vector(weight, logits.dtype)
-    _C.cross_entropy(logits, target, w, _arguments(o), loss, lse, argmax, grad)
+    _C.cross_entropy(_rows(logits), _rows(target), w, _arguments(o), loss, lse, argmax, grad)
 
 
 def cross_entropy_backward(
@@ -171,8 +182,8 @@ def cross_entropy_backward(
 ) -> None:  # fmt: skip
     """As in reference.py; without ``lse`` the rows are summed again."""
     w = _vector(weight, logits.dtype)
-    u = _converted(upstream, logits.dtype)
-    _C.cross_entropy_backward(u, logits, target, w, lse, _arguments(o), grad, grad_target)
+    u = _rows(_converted(upstream, logits.dtype))
+    _C.cross_entropy_backward(u, _rows(logits), _rows(target), w, lse, _arguments(o), grad, grad_target)
 
 
 def _picked(target: Array, weight: Array | None, o: LossOptions, classes: int) -> tuple[Array, Array]:
@@ -231,7 +242,8 @@ def linear_cross_entropy(
     """As in reference.py: the logits of a chunk of samples at a time, which become their gradients in place.
 
     With N samples, C classes and K features: 6·N·C·K FLOPs with both gradients. The workspace is LOGITS and PIECE
-    bytes; 16-bit operands take float32 copies of a block of classes beside it, and their gradients float32 sums.
+    bytes; 16-bit operands take float32 copies of a block of classes beside it, unless they are multiplied as they are,
+    and gradients of 16 bits that are made of several parts float32 sums.
     """
     samples, losses = x.shape[0], linear_weight.shape[1]
     classes, wide, indices = linear_weight.shape[0], wide_dtype(x.dtype), target.ndim == 2
@@ -241,11 +253,11 @@ def linear_cross_entropy(
         order = None if counted.all() else np.flatnonzero(counted)
     rows = samples if order is None else len(order)
     arguments, share = _denominated(target, weight, o, indices), _vector(weight, wide)
-    sums = _Sums(wide, grad_input, grad_weight, grad_bias)
+    chunks = max(1, -(-rows * classes * wide.itemsize // LOGITS))
+    sums = _Sums(x.dtype, losses, chunks, grad_input, grad_weight, grad_bias)
     if sums.input is not None and rows < samples:
         sums.input[...] = 0
     wanted = sums.wanted or grad_target is not None
-    chunks = max(1, -(-rows * classes * wide.itemsize // LOGITS))
     step = max(1, -(-rows // chunks))
     logits = empty((min(step, rows), classes), wide)
     total = 0.0
@@ -306,9 +318,9 @@ def _denominated(target: Array, weight: Array | None, o: LossOptions, indices: b
 
 
 def _multiply(a: Array, weight: Array, out: Array, turned: bool) -> None:
-    """a Wᵀ (``turned``) or a W, in the dtype of ``a``: 16-bit weights are widened a block of classes at a time."""
-    if weight.dtype == a.dtype:
-        np.matmul(a, weight.T if turned else weight, out=out)
+    """a Wᵀ (``turned``) or a W: 16-bit weights that are not multiplied as they are, are widened a block at a time."""
+    if weight.dtype == _factor_dtype(weight.dtype):
+        _product(a, weight.T if turned else weight, out)
         return
     step = max(1, PIECE // max(1, weight.shape[1] * a.itemsize))
     for first in range(0, len(weight), step):
@@ -323,13 +335,17 @@ def _multiply(a: Array, weight: Array, out: Array, turned: bool) -> None:
 
 class _Sums:
     """The gradients of linear_cross_entropy, to which each chunk of samples adds its part: in the outputs themselves,
-    or in sums of the wider dtype."""
+    or, where there is more than one part to an element, in sums of the wider dtype."""
 
-    def __init__(self, wide: np.dtype, grad_input: Any, grad_weight: Any, grad_bias: Any):
+    def __init__(self, dtype: np.dtype, losses: int, chunks: int, grad_input: Any, grad_weight: Any, grad_bias: Any):
         self.outputs = grad_input, grad_weight, grad_bias
         self.wanted = any(g is not None for g in self.outputs)
         self.input, self.weight = (
-            g if g is None or g.dtype == wide else empty(g.shape, wide) for g in (grad_input, grad_weight)
+            g if g is None or g.dtype == made else empty(g.shape, made)
+            for g, made in (
+                (grad_input, _factor_dtype(dtype) if losses == 1 else wide_dtype(dtype)),
+                (grad_weight, _factor_dtype(dtype) if losses * chunks == 1 else wide_dtype(dtype)),
+            )
         )
         self.bias = None if grad_bias is None else np.zeros(grad_bias.shape)
         self.begun: set[int] = set()  # the positions that the weight's gradient is written at
@@ -340,7 +356,7 @@ class _Sums:
             if d == 0 and isinstance(part, slice):
                 _multiply(dz, weight, self.input[part], turned=False)
             else:
-                made = empty((len(dz), weight.shape[1]), dz.dtype)
+                made = empty((len(dz), weight.shape[1]), self.input.dtype)
                 _multiply(dz, weight, made, turned=False)
                 self.input[part] = made if d == 0 else self.input[part] + made
         if self.bias is not None:
@@ -356,7 +372,10 @@ class _Sums:
         total = self.weight[:, d]
         if d not in self.begun:
             self.begun.add(d)
-            np.matmul(dz.T, x, out=total)
+            _product(dz.T, x, total)
+            return
+        if x.itemsize == 2:
+            _C.product(dz.T, x, total, True)
             return
         step = max(1, PIECE // max(1, x.shape[1] * x.itemsize))
         for first in range(0, len(total), step):
@@ -370,4 +389,4 @@ class _Sums:
                     self.weight[:, d] = 0
         for output, made in zip(self.outputs, (self.input, self.weight, self.bias), strict=True):
             if output is not None and output is not made:
-                output[...] = made
+                _C.convert(made, output)

@@ -196,6 +196,17 @@ def lead_of(case: Case) -> tuple[int, ...]:
     return case.one_of((), (0,), (1,), (case.size() % 200 + 1,), (3, case.size() % 50 + 1))
 
 
+def rounded_factor(dtype: np.dtype) -> float:
+    """What a product may lose, in units of float32, where the gradient that it takes is rounded to bfloat16 first."""
+    return 8 + (2.0**15 if dtype == tg.bfloat16.dtype else 0)
+
+
+def of_subnormal(dtype: np.dtype, a: np.ndarray, b: np.ndarray) -> Any:
+    """The factors of subnormal numbers in a·b, of magnitudes (…, K) and (K, N): bfloat16 may be multiplied by
+    instructions that take them for zeros."""
+    return a.sum(-1, keepdims=True) + b.sum(0) + len(b) if dtype == tg.bfloat16.dtype else 0.0
+
+
 def linear(case: Case) -> None:
     dtype, activation, lead = case.dtype(), case.one_of(None, *ACTIVATIONS), lead_of(case)
     gated = activation is not None and ACTIVATIONS[activation].gated
@@ -209,9 +220,9 @@ def linear(case: Case) -> None:
     truth = case.run("linear", x, weight, bias, activation, out=out, pre=pre)
     scale = magnitude(x) @ magnitude(weight).T + (0 if bias is None else magnitude(bias))
     z = np.float64(x) @ np.float64(weight).T + (0 if bias is None else np.float64(bias))
-    units = 8 + k / 8
-    case.close("pre-activation", pre, truth["pre"], scale, compute, units)
-    off = units * np.finfo(compute).eps * scale
+    units, subnormal = 8 + k / 8, of_subnormal(dtype, magnitude(x), magnitude(weight).T)
+    case.close("pre-activation", pre, truth["pre"], scale, compute, units, subnormal)
+    off = units * np.finfo(compute).eps * scale + float(np.finfo(compute).tiny) * subnormal
     of_out = functools.partial(reference._activated, activation=activation)
     half = np.arange(rows) < m
     moved = [
@@ -259,9 +270,15 @@ def linear_backward(case: Case) -> None:
         "grad_weight": of_dz.T @ rows,
         "grad_bias": of_dz.sum(0),
     }
-    units = {"grad_input": 8 + width / 8, "grad_weight": 8 + len(rows) / 8, "grad_bias": 8}
+    of_product = rounded_factor(dtype)
+    units = {"grad_input": of_product + width / 8, "grad_weight": of_product + len(rows) / 8, "grad_bias": 8}
+    subnormal = {
+        "grad_input": of_subnormal(dtype, of_dz.reshape(*lead, width), magnitude(weight)),
+        "grad_weight": of_subnormal(dtype, of_dz.T, rows),
+    }
     for name, got in made.items():
-        case.close(f"{name} with {activation}", got, truth[name], scales[name], compute, units[name])
+        of_exp = subnormal.get(name, 0.0)
+        case.close(f"{name} with {activation}", got, truth[name], scales[name], compute, units[name], of_exp)
 
 
 def linear_cross_entropy(case: Case) -> None:
@@ -312,9 +329,12 @@ def linear_cross_entropy(case: Case) -> None:
         "grad_bias": of_dz.sum(0),
         "grad_target": loss.of_target * lost[:, None],
     }
-    units = {"grad_input": 8 + classes / 8, "grad_weight": 8 + samples / 8}
+    of_product = rounded_factor(dtype)
+    units = {"grad_input": of_product + classes / 8, "grad_weight": of_product + samples / 8}
+    subnormal = np.abs(a).sum() + np.abs(w).sum() + of_dz.sum() + of_dz.size if dtype == tg.bfloat16.dtype else 0.0
     for name, scale in scales.items():
-        case.close(f"linear + loss: {name}", made[name], truth[name], scale, loss.compute, units.get(name, 8))
+        of_exp = subnormal if name in units else 0.0
+        case.close(f"linear + loss: {name}", made[name], truth[name], scale, loss.compute, units.get(name, 8), of_exp)
 
 
 # --- elements ---------------------------------------------------------------------------------------------------------

@@ -270,6 +270,89 @@ def test_an_unknown_instruction_set_is_an_error_that_lists_them():
     assert "got 'sse9'" in done.stderr
 
 
+# --- products of bfloat16 ---------------------------------------------------------------------------------------------
+
+# Rows, features, outputs: at the edges of vectors and tiles, and beyond the largest blocks in each of the three.
+PRODUCTS = (
+    (1, 1, 1), (2, 3, 5), (13, 31, 33), (15, 64, 16), (29, 65, 66), (127, 257, 130), (300, 7, 40), (3, 1500, 70),
+    (1130, 5, 33), (17, 2051, 1030), (40, 16, 1100),
+)  # fmt: skip
+
+
+def in_layout(x: np.ndarray, layout: int) -> np.ndarray:
+    """The same numbers: dense, transposed, with gaps (of NaN), or backwards."""
+    if layout < 2:
+        return np.asarray(x, order="CF"[layout])
+    if layout == 2:
+        room = np.full((2 * x.shape[0], 3 * x.shape[1]), np.nan, x.dtype)
+        room[::2, ::3] = x
+        return room[::2, ::3]
+    return x[::-1, ::-1].copy()[::-1, ::-1]
+
+
+def products_of_bfloat16() -> list[np.ndarray]:
+    """Linears and their gradients, each within a rounding of the product in float64 and a few of its float32 sums."""
+    rng, made = np.random.default_rng(0), []
+
+    def check(got: np.ndarray, a: np.ndarray, b: np.ndarray) -> None:
+        a, b = a.astype(np.float64), b.astype(np.float64)
+        truth, scale = a @ b, np.abs(a) @ np.abs(b)
+        bound = 2.0**-8 * np.abs(truth) + 2.0**-23 * (8 + a.shape[1] / 8) * scale
+        assert (np.abs(got.astype(np.float64) - truth) <= bound).all(), (a.shape, b.shape)
+        made.append(got)
+
+    for number, (rows, features, outputs) in enumerate(PRODUCTS):
+        x, w, g = (
+            in_layout(rng.standard_normal(shape).astype(tg.bfloat16.dtype), (number + i) % 4)
+            for i, shape in enumerate([(rows, features), (outputs, features), (rows, outputs)])
+        )
+        grad_input, grad_weight = np.empty(x.shape, x.dtype), np.empty(w.shape, w.dtype)
+        with tg.backend("cpu"):
+            check(F.linear(x, w), x, w.T)
+        cpu.linear_backward(g, x, w, None, None, grad_input=grad_input, grad_weight=grad_weight, grad_bias=None)
+        check(grad_input, g, w)
+        check(grad_weight, g.T, x)
+    return made
+
+
+def test_products_of_bfloat16_are_float32_sums_whatever_the_threads():
+    set_num_threads(THREADS[0])
+    expected = products_of_bfloat16()
+    for threads in THREADS[1:]:
+        set_num_threads(threads)
+        assert_same(products_of_bfloat16(), expected)
+
+
+def test_products_of_bfloat16_on_every_instruction_set(isa: str):
+    run_python("import test_cpu; test_cpu.products_of_bfloat16()", TILEGRAD_ISA=isa)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_products_of_bfloat16_keep_a_bad_row_to_itself(bad: float):
+    x, w = (np.random.default_rng(0).standard_normal((n, 37)).astype(tg.bfloat16.dtype) for n in (20, 50))
+    spoilt = x.copy()
+    spoilt[7, 36] = bad  # in the last pair, of which the other half is not there
+    with tg.backend("cpu"):
+        made, expected = F.linear(spoilt, w).astype(float), F.linear(x, w).astype(float)
+    expected[7] = bad * np.sign(w[:, 36].astype(float))
+    np.testing.assert_array_equal(made, expected)
+
+
+# --- many dimensions --------------------------------------------------------------------------------------------------
+
+
+def test_rows_of_more_dimensions_than_the_kernels_know():
+    x = np.random.default_rng(0).standard_normal((*[2] * 14, 4, 3), np.float32).T  # no two dimensions can be joined
+    dense, target = np.ascontiguousarray(x), np.zeros((3, *[2] * 14), np.int64)
+    made = []
+    for array in (x, dense):
+        logits = tg.from_numpy(array).requires_grad_()
+        loss = F.cross_entropy(logits, tg.from_numpy(target), label_smoothing=0.1, reduction="none")
+        (loss.sum() + F.log_softmax(logits, 1).mul(logits).sum()).backward()
+        made.append([loss.detach().numpy(), logits.grad.numpy()])
+    assert_same(*made)
+
+
 # --- random calls -----------------------------------------------------------------------------------------------------
 
 

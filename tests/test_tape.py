@@ -186,7 +186,6 @@ def test_what_is_not_plain_is_checked() -> None:
         (IndexError, "out of range", lambda: F.softmax(x, 2)),
         (TypeError, "int", lambda: F.softmax(x, 1.0)),
         (TypeError, "floating", lambda: F.softmax(tg.tensor([1, 2]), 0)),
-        (ValueError, "at most 12 dim", lambda: F.softmax(tg.zeros(*[3] * 14)[(slice(None, None, 2),) * 13], 0)),
         (RuntimeError, "scalar", lambda: F.softmax(x, 1).backward()),
         (RuntimeError, "does not require grad", lambda: F.cross_entropy(x.detach(), t).backward()),
     ):

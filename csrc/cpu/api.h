@@ -130,6 +130,7 @@ struct CrossEntropy {
 struct Epilogue {  // of z = x Wᵀ, in place of it or not
     int64_t rows, columns;      // of the output; a gated activation has 2·columns of z, the gate first
     DType dtype;
+    DType z_dtype;              // the same; or float32, where dtype has 16 bits
     int activation;
     char* z;                    // rows of z, dense within a row
     int64_t z_row;
@@ -164,6 +165,34 @@ struct Product {
     int64_t b_row, b_column;
     char* c;
     int64_t c_row;
+};
+
+// Products of bfloat16 in pairs along the depth, block by block. A factor as its lines: the rows of a, the columns of b.
+struct Factor {
+    const char* data;
+    DType dtype;          // bfloat16, or float32, which is rounded to it
+    int64_t line, depth;  // from one line to the next, and along a line
+};
+
+struct Packing {  // into groups of `height` lines
+    int64_t lines, depth, height;
+};
+
+struct PackedProduct {
+    const char* a;              // (groups of rows, pairs, lanes)
+    const char* b;              // (groups of columns, pairs, lanes)
+    int64_t rows, columns, pairs, height;
+    bool add;                   // to `sums`
+    char* sums;                 // float32; rows are dense
+    int64_t sums_row;
+    char* out;                  // bfloat16, instead of back into `sums`; or null
+    int64_t out_row;
+};
+
+struct PairKernels {
+    int64_t most_rows, lanes;   // of a group of rows; of a group of columns
+    void (*pack)(const Factor&, const Packing&, int64_t first, int64_t last, char* to);  // groups
+    void (*multiply)(const PackedProduct&, int64_t group, int64_t first, int64_t last);  // columns, from a group's first
 };
 
 // One parameter of an optimiser, contiguous, float32 or float64.
@@ -207,6 +236,9 @@ extern const Kernels baseline_kernels, avx2_kernels, avx512_kernels;
 
 // The best that this machine runs, or what TILEGRAD_ISA names.
 const Kernels& kernels();
+
+// Those of this processor, if it has the instructions and kernels() are of their instruction set; or null.
+const PairKernels* pair_kernels();
 
 // Throws a std::bad_alloc that says how many bytes there was no memory for.
 [[noreturn]] void no_memory(int64_t bytes);

@@ -7,6 +7,9 @@
 #include "api.h"
 
 namespace tilegrad::cpu {
+
+extern const PairKernels avx512bf16_kernels;
+
 namespace {
 
 bool runs(const Kernels* k) {
@@ -60,6 +63,15 @@ void no_memory(int64_t bytes) { throw NoMemory(bytes); }
 const Kernels& kernels() {
     static const Kernels& found = chosen();
     return found;
+}
+
+const PairKernels* pair_kernels() {
+#if defined(__x86_64__)
+    static const bool there = &kernels() == &avx512_kernels && __builtin_cpu_supports("avx512bf16");
+    return there ? &avx512bf16_kernels : nullptr;
+#else
+    return nullptr;
+#endif
 }
 
 }  // namespace tilegrad::cpu

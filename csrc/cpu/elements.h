@@ -10,19 +10,20 @@ namespace tilegrad::cpu::TG_ISA {
 // --- forward ---------------------------------------------------------------------------------------------------------
 
 // z + bias at column i, which also goes to `pre`. The activation takes it as it was before it is rounded there.
-template <class S, class Part>
-TG_INLINE vec<compute<S>> with_bias(const S* z, const S* bias, S* pre, int64_t i, Part part) {
+template <class Z, class S, class Part>
+TG_INLINE vec<compute<S>> with_bias(const Z* z, const S* bias, S* pre, int64_t i, Part part) {
     vec<compute<S>> sum = load(z + i, part);
     if (bias) sum += load(bias + i, part);
     if (pre) store(pre + i, sum, part);
     return sum;
 }
 
-template <class S, class Act> static void epilogue_of(S*, Act, const Epilogue& e, int64_t first, int64_t last) {
+template <class Z, class S, class Act>
+static void epilogue_of(Z*, S*, Act, const Epilogue& e, int64_t first, int64_t last) {
     using T = compute<S>;
     const S* bias = (const S*)e.bias;
     for (int64_t row = first; row < last; row++) {
-        const S* z = (const S*)(e.z + row * e.z_row);
+        const Z* z = (const Z*)(e.z + row * e.z_row);
         S* pre = e.pre ? (S*)(e.pre + row * e.pre_row) : nullptr;
         S* out = (S*)(e.out + row * e.out_row);
         for_vectors<T>(e.columns, [&](int64_t i, auto part) {
@@ -35,7 +36,10 @@ template <class S, class Act> static void epilogue_of(S*, Act, const Epilogue& e
 
 static void epilogue(const Epilogue& e, int64_t first, int64_t last) {
     of_dtype(e.dtype, [&](auto* type) {
-        of_activation(e.activation, [&](auto act) { epilogue_of(type, act, e, first, last); });
+        of_activation(e.activation, [&](auto act) {
+            if (e.z_dtype == e.dtype) return epilogue_of(type, type, act, e, first, last);
+            if constexpr (sizeof *type == 2) epilogue_of((float*)nullptr, type, act, e, first, last);
+        });
     });
 }
 
