@@ -94,6 +94,20 @@ def linear_gelu(lib: Lib, rows: int, features: int, width: int) -> Call:
     return call
 
 
+def linear_bfloat16(lib: Lib, rows: int, features: int, width: int) -> Call:
+    x, w, upstream = (
+        normal(lib, *shape).to(lib.bfloat16) for shape in ((rows, features), (width, features), (rows, width))
+    )
+    for factor in (x, w):
+        factor.requires_grad_()
+
+    def call() -> None:
+        x.grad = w.grad = None
+        lib.nn.functional.linear(x, w).backward(upstream)
+
+    return call
+
+
 def linear_cross_entropy(lib: Lib, rows: int, features: int, width: int) -> Call:
     F = lib.nn.functional
     x, w = normal(lib, rows, features).requires_grad_(), normal(lib, width, features, scale=0.03).requires_grad_()
@@ -224,6 +238,9 @@ def cases() -> Iterator[Case]:
         name = "{}, forward + backward, {}×{} → {}".format(name, *shape)
         by_rival: dict[str, float | None] = dict(zip(("torch", "torch, medium"), aims, strict=True))
         yield Case("linear", name, of(program, *shape), by_rival, large=shape[0] >= 1024)
+    for shape in ((1024, 1024, 4096), (128, 784, 1024)):
+        name = "linear of bfloat16, forward + backward, {}×{} → {}".format(*shape)
+        yield Case("products", name, of(linear_bfloat16, *shape), {"torch": None})
     product_of = of(product, 1024, 1024, 4096)
     yield Case("products", "product alone, 1024×1024 → 4096", product_of, dict.fromkeys(by_rival), NUMPY)
     sizes = (784, 1024, 1024, 10)

@@ -222,14 +222,15 @@ def linear(case: Case) -> None:
     z = np.float64(x) @ np.float64(weight).T + (0 if bias is None else np.float64(bias))
     units, subnormal = 8 + k / 8, of_subnormal(dtype, magnitude(x), magnitude(weight).T)
     case.close("pre-activation", pre, truth["pre"], scale, compute, units, subnormal)
-    off = units * np.finfo(compute).eps * scale + float(np.finfo(compute).tiny) * subnormal
+    of_type = np.finfo(compute)
+    off = units * (of_type.eps * scale + of_type.smallest_subnormal) + float(of_type.tiny) * subnormal
     of_out = functools.partial(reference._activated, activation=activation)
     half = np.arange(rows) < m
     moved = [
         np.abs(of_out(z + d) - of_out(z)) for d in (off, -off, np.where(half, off, -off), np.where(half, -off, off))
     ]
     size = magnitude(z[..., :m]) * (magnitude(z[..., m:]) if gated else 1)
-    scale = np.nan_to_num(np.max(moved, 0) / np.finfo(compute).eps) + 8 * (np.abs(truth["out"]) + size)
+    scale = np.nan_to_num(np.max(moved, 0) / of_type.eps) + 8 * (np.abs(truth["out"]) + size)
     case.close(f"linear with {activation}", out, truth["out"], scale, compute, 1)
 
 
