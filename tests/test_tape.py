@@ -143,15 +143,17 @@ def test_a_gradient_that_somebody_holds_is_copied() -> None:
 
 
 def step_of(loss: Any, x: np.ndarray) -> list[np.ndarray]:
-    """The loss, what it was given for, and the gradient of two backward passes."""
+    """The loss, and the gradients of one backward pass, of two together, and of one with another upstream gradient."""
     logits = tg.tensor(x, requires_grad=True)
     out = loss(logits)
     once = out.sum() if out.ndim else out
     once.backward(retain_graph=True)
     first = logits.grad.numpy().copy()
     (3 * once).backward()
+    other = tg.tensor(x, requires_grad=True)
+    (-2 * loss(other).sum()).backward()
     assert out.grad_fn.name() in ("CrossEntropyBackward0", "SoftmaxBackward0", "LogSoftmaxBackward0")
-    return [out.detach().numpy(), first, logits.grad.numpy()]
+    return [out.detach().numpy(), first, logits.grad.numpy(), other.grad.numpy()]
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (5, 3), (33, 17), (40, 32), (9, 70), (3, 7, 4), (2, 5, 3, 2)])
