@@ -152,6 +152,7 @@ def step_of(loss: Any, x: np.ndarray) -> list[np.ndarray]:
     (3 * once).backward()
     other = tg.tensor(x, requires_grad=True)
     (-2 * loss(other).sum()).backward()
+    np.testing.assert_allclose(other.grad.numpy(), -2 * first, rtol=1e-2, atol=1e-3)
     assert out.grad_fn.name() in ("CrossEntropyBackward0", "SoftmaxBackward0", "LogSoftmaxBackward0")
     return [out.detach().numpy(), first, logits.grad.numpy(), other.grad.numpy()]
 
