@@ -154,7 +154,7 @@ template <class T> TG_INLINE T sum_of(const vec<T>& v) {
 // The largest that is not NaN, if there is one: what it is compared with again must never exceed it.
 template <class T> TG_INLINE T largest_of(const vec<T>& v) {
     auto [low, high] = halves_of<T>(v);
-    auto larger_half = (low > high) | (high != high) ? low : high;
+    auto larger_half = ((low > high) | (high != high)) ? low : high;
     T parts[W<T> / 2];
     memcpy(parts, &larger_half, sizeof larger_half);
     for (int n = W<T> / 4; n; n /= 2)
