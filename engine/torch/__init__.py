@@ -81,6 +81,7 @@ def _linear_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tenso
     saved = None if act is None else output[0] if act.by_sign else output[1]
     ctx.save_for_backward(input, weight, bias, saved)
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # or there would be zeros for that, in every backward
 
 
 def _linear_grad(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
@@ -251,6 +252,7 @@ def _cross_entropy_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor
     ctx.o, ctx.made = options, made if want_grad else None
     ctx.save_for_backward(input, target, weight, lse)
     ctx.mark_non_differentiable(lse, argmax, made)
+    ctx.set_materialize_grads(False)
 
 
 def _handed_over(grad: Tensor, upstream: Tensor) -> Tensor:
@@ -341,6 +343,7 @@ def _linear_cross_entropy_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple
     ctx.save_for_backward(*arrays)
     ctx.made = None if r == "none" else output[3:]
     ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
 
 
 def _linear_cross_entropy_grad(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
