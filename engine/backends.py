@@ -271,11 +271,12 @@ def _empty(like: Any, shape: tuple[int, ...], dtype: Any = None) -> Any:
     if is_cupy(like):
         with on_device_of(like):
             return cupy().empty(shape, like.dtype if dtype is None else dtype)
-    import torch
+    return like.new_empty(shape, dtype=_torch_dtype(dtype) if isinstance(dtype, np.dtype) else dtype)
 
-    if isinstance(dtype, np.dtype):
-        dtype = getattr(torch, dtype.name)
-    return like.new_empty(shape, dtype=dtype)
+
+@functools.cache
+def _torch_dtype(dtype: np.dtype) -> Any:
+    return getattr(sys.modules["torch"], dtype.name)
 
 
 def _empty_like(x: Any, wanted: bool = True) -> Any:

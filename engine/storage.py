@@ -273,14 +273,14 @@ def from_dlpack(x: Any) -> Array:
     """
     if not hasattr(x, "__dlpack_device__"):
         raise TypeError(f"from_dlpack: expected an object with __dlpack__, got {type(x).__name__}")
-    kind = int(x.__dlpack_device__()[0])
-    if kind in (1, 3):  # kDLCPU, kDLCUDAHost
-        if type(x).__module__.partition(".")[0] != "torch":
-            return np.from_dlpack(x)
+    if type(x).__module__.partition(".")[0] == "torch" and x.device.type == "cpu":
         import torch
 
-        x = x.detach()
+        x = x.detach() if x.requires_grad else x
         return x.view(torch.int16).numpy().view(ml_dtypes.bfloat16) if x.dtype == torch.bfloat16 else x.numpy()
+    kind = int(x.__dlpack_device__()[0])
+    if kind in (1, 3):  # kDLCPU, kDLCUDAHost
+        return np.from_dlpack(x)
     if kind == 2:
         return cupy().from_dlpack(x.detach() if hasattr(x, "detach") else x)
     raise BufferError(f"from_dlpack: expected memory of a CPU or of a CUDA device, got DLPack device type {kind}")

@@ -593,6 +593,40 @@ def test_torch_compile_takes_the_operators_whole() -> None:
         np.testing.assert_allclose(compiled, eager, rtol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore")  # torch.jit.trace is deprecated, and tells of every shape that is looked at
+def test_torch_calls_that_something_looks_at_are_operators() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    x, t = torch.from_numpy(draw(6, 5)).requires_grad_(), torch.from_numpy(classes(6, 5))
+    calls = {
+        "softmax": lambda a: F.log_softmax(a, 1), "linear": lambda a: F.linear(a, a),
+        "cross_entropy": lambda a: F.cross_entropy(a, t), "nll_loss": lambda a: F.nll_loss(a, t),
+        "linear_cross_entropy": lambda a: F.linear_cross_entropy(a, a[:5], t),
+    }  # fmt: skip
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    for name, call in calls.items():
+        seen: list[str] = []
+        expected = call(x)
+        with Watch():
+            assert torch.equal(call(x), expected)
+        assert f"tilegrad.{name}.default" in seen
+        traced = [str(node.target) for node in make_fx(call)(x.detach()).graph.nodes]
+        assert f"tilegrad.{name}.default" in traced
+        if name != "linear_cross_entropy":  # which has a list of bools, and torch.jit.trace takes none
+            assert torch.equal(torch.jit.trace(call, x.detach(), check_trace=False)(2 * x), call(2 * x))
+        if name in ("softmax", "linear"):  # the others' targets would have to be such, too
+            assert call(x.to("meta")).shape == expected.shape
+            with FakeTensorMode() as mode:
+                assert call(mode.from_tensor(x)).shape == expected.shape
+
+
 def test_torch_autocast_is_followed() -> None:
     x, w, b, t = (torch.tensor(v) for v in (draw(4, 3), draw(6, 3), draw(6), classes(4, 6)))
     with torch.autocast("cpu", torch.bfloat16):

@@ -6,6 +6,7 @@ Each has a schema, a fake implementation and a derivative, so they work under to
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -39,10 +40,57 @@ def _once(name: str, grads: tuple[Tensor | None, ...]) -> tuple[Tensor | None, .
     return tuple(map(delayed, grads))
 
 
+# --- operators --------------------------------------------------------------------------------------------------------
+
+
+def _operator(name: str) -> Callable[[Callable[..., Any]], Any]:
+    """``torch.ops.tilegrad.<name>``, which remembers the function that it was made of."""
+
+    def made(function: Callable[..., Any]) -> Any:
+        operator: Any = torch.library.custom_op(f"tilegrad::{name}", mutates_args=())(function)
+        operator.function, operator.recorded = function, None
+        return operator
+
+    return made
+
+
+def _differentiable(operator: Any, backward: Callable[..., Any], setup: Callable[..., None]) -> None:
+    """Give an operator its derivative: in torch.library's autograd, and in a Function for calls that are plain."""
+    operator.register_autograd(backward, setup_context=setup)
+
+    def forward(ctx: Any, *args: Any) -> Any:
+        output = operator.function(*args)
+        setup(ctx, args, output)
+        return output
+
+    names = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    operator.recorded = type(operator.function.__name__, (torch.autograd.Function,), names)
+
+
+def _call(operator: Any, *args: Any) -> Any:
+    """An operator's result. torch.library's way to it takes tens of microseconds; a plain call, which nothing traces,
+    transforms or looks at, goes straight to the function."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return operator(*args)
+    tensors = [a for a in args if isinstance(a, Tensor)]
+    if not all(type(t) in (Tensor, torch.nn.Parameter) and t.device.type in ("cpu", "cuda") for t in tensors):
+        return operator(*args)
+    if torch._C._len_torch_dispatch_stack() or torch._C._functorch.peek_interpreter_stack() is not None:
+        return operator(*args)
+    if operator.recorded is not None and any(_recorded(*tensors)):
+        return operator.recorded.apply(*args)
+    return operator.function(*args)
+
+
+def _recorded(*tensors: Tensor | None) -> list[bool]:
+    enabled = torch.is_grad_enabled()
+    return [enabled and t is not None and t.requires_grad for t in tensors]
+
+
 # --- linear -----------------------------------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("tilegrad::linear", mutates_args=())
+@_operator("linear")
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None, activation: str, save: bool) -> tuple[Tensor, Tensor]:
     out, saved = backends.linear(input, weight, bias, activation or None, save)
     return out, _or_empty(None if saved is out else saved, out)
@@ -58,7 +106,7 @@ def _(input: Tensor, weight: Tensor, bias: Tensor | None, activation: str, save:
     return out, input.new_empty(0)
 
 
-@torch.library.custom_op("tilegrad::linear_backward", mutates_args=())
+@_operator("linear_backward")
 def _linear_backward(
     grad: Tensor, input: Tensor, weight: Tensor, saved: Tensor | None, activation: str, needs: list[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -89,7 +137,7 @@ def _linear_grad(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
     if torch.is_grad_enabled():  # second derivatives: the same in torch's own operations
         return (*_linear_grad_recorded(ctx.activation, grad, input, weight, bias), None, None)
     needs = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[2]]
-    made = _linear_backward(grad, input, weight, saved, ctx.activation, needs)
+    made = _call(_linear_backward, grad, input, weight, saved, ctx.activation, needs)
     return (*(m if n else None for m, n in zip(made, needs, strict=True)), None, None)
 
 
@@ -113,13 +161,13 @@ class _Namespace:
     minimum = staticmethod(lambda x, bound: torch.clamp(x, max=bound))
 
 
-_linear.register_autograd(_linear_grad, setup_context=_linear_setup)
+_differentiable(_linear, _linear_grad, _linear_setup)
 
 
 # --- softmax ----------------------------------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("tilegrad::softmax", mutates_args=())
+@_operator("softmax")
 def _softmax(input: Tensor, dim: int, log: bool, dtype: torch.dtype | None) -> Tensor:
     return backends.softmax(input, dim, log, dtype)
 
@@ -129,7 +177,7 @@ def _(input: Tensor, dim: int, log: bool, dtype: torch.dtype | None) -> Tensor:
     return input.new_empty(input.shape, dtype=dtype or input.dtype)
 
 
-@torch.library.custom_op("tilegrad::softmax_backward", mutates_args=())
+@_operator("softmax_backward")
 def _softmax_backward(grad: Tensor, output: Tensor, dim: int, log: bool, dtype: torch.dtype) -> Tensor:
     return backends.softmax_backward(grad, output, dim, log, dtype)
 
@@ -147,13 +195,13 @@ def _softmax_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _softmax_grad(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     (y,) = ctx.saved_tensors
     if not torch.is_grad_enabled():
-        return _softmax_backward(grad, y, ctx.dim, ctx.log, ctx.was), None, None, None
+        return _call(_softmax_backward, grad, y, ctx.dim, ctx.log, ctx.was), None, None, None
     if ctx.log:
         return (grad - y.exp() * grad.sum(ctx.dim, keepdim=True)).to(ctx.was), None, None, None
     return (y * (grad - (grad * y).sum(ctx.dim, keepdim=True))).to(ctx.was), None, None, None
 
 
-_softmax.register_autograd(_softmax_grad, setup_context=_softmax_setup)
+_differentiable(_softmax, _softmax_grad, _softmax_setup)
 
 
 # --- the losses -------------------------------------------------------------------------------------------------------
@@ -164,7 +212,7 @@ def _rows(logits: Tensor) -> tuple[int, ...]:
     return (*logits.shape[:1], *logits.shape[2:]) if logits.ndim > 1 else ()
 
 
-@torch.library.custom_op("tilegrad::nll_loss", mutates_args=())
+@_operator("nll_loss")
 def _nll_loss(input: Tensor, target: Tensor, weight: Tensor | None, reduction: str, ignore_index: int) -> Tensor:
     return backends.nll_loss(input, target, weight, LossOptions(reduction, ignore_index))
 
@@ -174,7 +222,7 @@ def _(input: Tensor, target: Tensor, weight: Tensor | None, reduction: str, igno
     return input.new_empty(_rows(input) if reduction == "none" else ())
 
 
-@torch.library.custom_op("tilegrad::nll_loss_backward", mutates_args=())
+@_operator("nll_loss_backward")
 def _nll_loss_backward(
     grad: Tensor, input: Tensor, target: Tensor, weight: Tensor | None, reduction: str, ignore_index: int
 ) -> Tensor:
@@ -194,16 +242,16 @@ def _nll_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _nll_grad(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     input, target, weight = ctx.saved_tensors
     if torch.is_grad_enabled():  # linear in the input: a constant times the upstream gradient
-        slope = _nll_loss_backward(torch.ones_like(grad), input.detach(), target, weight, *ctx.o)
+        slope = _call(_nll_loss_backward, torch.ones_like(grad), input.detach(), target, weight, *ctx.o)
         per_row = ctx.o[0] == "none"
         return (grad.unsqueeze(1 if input.ndim > 1 else 0) if per_row else grad) * slope, None, None, None, None
-    return _nll_loss_backward(grad, input, target, weight, *ctx.o), None, None, None, None
+    return _call(_nll_loss_backward, grad, input, target, weight, *ctx.o), None, None, None, None
 
 
-_nll_loss.register_autograd(_nll_grad, setup_context=_nll_setup)
+_differentiable(_nll_loss, _nll_grad, _nll_setup)
 
 
-@torch.library.custom_op("tilegrad::cross_entropy", mutates_args=())
+@_operator("cross_entropy")
 def _cross_entropy(
     input: Tensor, target: Tensor, weight: Tensor | None, reduction: str, ignore_index: int, label_smoothing: float,
     z_loss: float, softcap: float, want_grad: bool, want_stats: bool,
@@ -228,7 +276,7 @@ def _(
     )
 
 
-@torch.library.custom_op("tilegrad::cross_entropy_backward", mutates_args=())
+@_operator("cross_entropy_backward")
 def _cross_entropy_backward(
     grad: Tensor, input: Tensor, target: Tensor, weight: Tensor | None, lse: Tensor, reduction: str, ignore_index: int,
     label_smoothing: float, z_loss: float, softcap: float, needs: list[bool],
@@ -267,7 +315,7 @@ def _cross_entropy_grad(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
     with torch.no_grad():
         needs = [ctx.needs_input_grad[0] and ctx.made is None, ctx.needs_input_grad[1]]
         if any(needs):
-            by_input, by_target = _cross_entropy_backward(grad, *arrays, *ctx.o, needs)
+            by_input, by_target = _call(_cross_entropy_backward, grad, *arrays, *ctx.o, needs)
             of_input, of_target = by_input if needs[0] else None, by_target if needs[1] else None
         if ctx.made is not None:
             of_input = _handed_over(ctx.made, grad)
@@ -276,10 +324,10 @@ def _cross_entropy_grad(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
     return (*_once("cross_entropy", (of_input, of_target)), *[None] * 8)
 
 
-_cross_entropy.register_autograd(_cross_entropy_grad, setup_context=_cross_entropy_setup)
+_differentiable(_cross_entropy, _cross_entropy_grad, _cross_entropy_setup)
 
 
-@torch.library.custom_op("tilegrad::linear_cross_entropy", mutates_args=())
+@_operator("linear_cross_entropy")
 def _linear_cross_entropy(
     input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, target: Tensor, weight: Tensor | None,
     reduction: str, ignore_index: int, label_smoothing: float, z_loss: float, softcap: float, needs: list[bool],
@@ -314,7 +362,7 @@ def _gradient_shapes(input: Tensor, linear_weight: Tensor, target: Tensor, needs
     return [input.new_empty(s if n else 0) for s, n in zip(shapes, needs, strict=True)]
 
 
-@torch.library.custom_op("tilegrad::linear_cross_entropy_backward", mutates_args=())
+@_operator("linear_cross_entropy_backward")
 def _linear_cross_entropy_backward(
     grad: Tensor, input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None, target: Tensor,
     weight: Tensor | None, reduction: str, ignore_index: int, label_smoothing: float, z_loss: float, softcap: float,
@@ -351,7 +399,7 @@ def _linear_cross_entropy_grad(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ..
     with torch.no_grad():
         arrays = ctx.saved_tensors  # (asked for in any case: this is where torch says that the graph was freed)
         if ctx.made is None:
-            made = _linear_cross_entropy_backward(grad, *arrays, *ctx.o, needs)
+            made = _call(_linear_cross_entropy_backward, grad, *arrays, *ctx.o, needs)
         else:
             made = tuple(_handed_over(g, grad) if n else g for g, n in zip(ctx.made, ctx.needs, strict=True))
             if not torch.compiler.is_compiling():
@@ -360,7 +408,7 @@ def _linear_cross_entropy_grad(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ..
     return (*_once("linear_cross_entropy", grads), *[None] * 8)
 
 
-_linear_cross_entropy.register_autograd(_linear_cross_entropy_grad, setup_context=_linear_cross_entropy_setup)
+_differentiable(_linear_cross_entropy, _linear_cross_entropy_grad, _linear_cross_entropy_setup)
 
 
 # --- autocast ---------------------------------------------------------------------------------------------------------
@@ -370,7 +418,7 @@ def autocast(lower: bool, *tensors: Tensor | None) -> tuple[Any, ...]:
     """The tensors in the dtype that torch.autocast, where it is on, runs an operation in: its own lower one for matrix
     products, float32 for losses. As in torch, float64 and integers are left alone."""
     device = next(t for t in tensors if t is not None).device.type
-    if not torch.is_autocast_enabled(device):
+    if device == "meta" or not torch.is_autocast_enabled(device):  # (which knows no meta)
         return tensors
     dtype = torch.get_autocast_dtype(device) if lower else torch.float32
     eligible = (torch.float32, torch.float16, torch.bfloat16)
@@ -380,30 +428,25 @@ def autocast(lower: bool, *tensors: Tensor | None) -> tuple[Any, ...]:
 # --- as nn/functional.py calls them -----------------------------------------------------------------------------------
 
 
-def _recorded(*tensors: Tensor | None) -> list[bool]:
-    enabled = torch.is_grad_enabled()
-    return [enabled and t is not None and t.requires_grad for t in tensors]
-
-
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None) -> Tensor:
     """(…, K), (M, K), (M) → (…, M)."""
-    return _linear(input, weight, bias, activation or "", any(_recorded(input, weight, bias)))[0]
+    return _call(_linear, input, weight, bias, activation or "", any(_recorded(input, weight, bias)))[0]
 
 
 def softmax(input: Tensor, dim: int, log: bool, dtype: torch.dtype | None) -> Tensor:
     """softmax or log-softmax along ``dim``, computed in and returned as ``dtype`` (None: the input's)."""
-    return _softmax(input, dim, log, dtype)
+    return _call(_softmax, input, dim, log, dtype)
 
 
 def nll_loss(input: Tensor, target: Tensor, weight: Tensor | None, o: LossOptions) -> Tensor:
     """(N, C, d…) log-probabilities and (N, d…) indices → the loss."""
-    return _nll_loss(input, target, weight, o.reduction, o.ignore_index)
+    return _call(_nll_loss, input, target, weight, o.reduction, o.ignore_index)
 
 
 def cross_entropy(input: Tensor, target: Tensor, weight: Tensor | None, o: LossOptions, want_stats: bool) -> Any:
     """(N, C, d…) logits → the loss, or (loss, lse, argmax)."""
     at_once = o.reduction != "none" and _recorded(input)[0]
-    loss, lse, argmax, _ = _cross_entropy(input, target, weight, *o, at_once, want_stats)
+    loss, lse, argmax, _ = _call(_cross_entropy, input, target, weight, *o, at_once, want_stats)
     return (loss, backends.logsumexp_of(lse), argmax) if want_stats else loss
 
 
@@ -413,6 +456,6 @@ def linear_cross_entropy(
 ) -> Any:  # fmt: skip
     """(N, K) input and (C, D, K) weight → the loss, or (loss, lse, argmax)."""
     needs = _recorded(input, linear_weight, linear_bias, target) if o.reduction != "none" else [False] * 4
-    made = _linear_cross_entropy(input, linear_weight, linear_bias, target, weight, *o, needs, want_stats)
+    made = _call(_linear_cross_entropy, input, linear_weight, linear_bias, target, weight, *o, needs, want_stats)
     loss = autocast(False, made[0])[0]  # under autocast a loss is float32
     return (loss, backends.logsumexp_of(made[1]), made[2]) if want_stats else loss
