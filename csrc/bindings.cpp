@@ -71,7 +71,8 @@ bool adam(const py::list& parameters, double lr, double beta1, double beta2, dou
 
 PYBIND11_MODULE(_C, m) {
     using namespace tilegrad::cpu;
-    if (!tilegrad::tape::add_to(m.ptr()) || !tilegrad::tape::add_plain_to(m.ptr()) || !tilegrad::memory::add_to(m.ptr())) throw py::error_already_set();
+    for (auto add : {tilegrad::tape::add_to, tilegrad::tape::add_plain_to, tilegrad::memory::add_to})
+        if (!add(m.ptr())) throw py::error_already_set();
     m.doc() = "The compiled kernels of tilegrad, for the use of tilegrad.cpu.";
     py::enum_<Reduction>(m, "Reduction").value("none", Reduction::none).value("sum", Reduction::sum).value("mean", Reduction::mean);
     py::class_<LossArguments>(m, "LossArguments")

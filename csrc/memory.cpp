@@ -3,6 +3,8 @@
 
 #include "memory.h"
 
+#include "objects.h"
+
 #define NPY_NO_DEPRECATED_API NPY_1_22_API_VERSION
 #define NPY_TARGET_VERSION NPY_1_22_API_VERSION
 #include <numpy/arrayobject.h>
@@ -170,7 +172,7 @@ PyObject* release_memory(PyObject*, PyObject*) {
 }
 
 PyMethodDef functions[] = {
-    {"empty", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(empty_of_shape)), METH_FASTCALL, "An array in memory that was used before, if there is some."},
+    {"empty", tape::fastcall(empty_of_shape), METH_FASTCALL, "An array in memory that was used before, if there is some."},
     {"release_memory", release_memory, METH_NOARGS, "Give the memory that is kept for later arrays back to the system."},
     {nullptr, nullptr, 0, nullptr},
 };

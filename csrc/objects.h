@@ -55,6 +55,11 @@ template <class... Args> Ref call(PyObject* function, Args... args) {
     return checked(PyObject_Vectorcall(function, list, sizeof...(args), nullptr));
 }
 
+// A function of (arguments, their number) as an entry of PyMethodDef with METH_FASTCALL takes it.
+inline PyCFunction fastcall(PyObject* (*function)(PyObject*, PyObject* const*, Py_ssize_t)) {
+    return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
+}
+
 template <class F> PyObject* guarded(F f) {
     try {
         return f();

@@ -101,8 +101,8 @@ PyObject* cross_entropy(PyObject*, PyObject* const* args, Py_ssize_t) {
 }
 
 PyMethodDef functions[] = {
-    {"plain_softmax", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(softmax)), METH_FASTCALL, "Softmax.apply, if the call is plain."},
-    {"plain_cross_entropy", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(cross_entropy)), METH_FASTCALL,
+    {"plain_softmax", fastcall(softmax), METH_FASTCALL, "Softmax.apply, if the call is plain."},
+    {"plain_cross_entropy", fastcall(cross_entropy), METH_FASTCALL,
      "CrossEntropy.apply, if the call is plain."},
     {nullptr, nullptr, 0, nullptr},
 };

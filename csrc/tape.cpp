@@ -222,9 +222,9 @@ PyObject* begin(PyObject*, PyObject* of) {  // a dict with all of Engine's objec
 
 PyMethodDef functions[] = {
     {"begin_tape", begin, METH_O, "Tell the tape the engine's types and functions."},
-    {"apply", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(apply)), METH_FASTCALL, "ArrayFunction.apply, of a class and its arguments."},
-    {"backward", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(backward)), METH_FASTCALL, "The backward pass from one tensor of one element, if it is plain."},
-    {"walk", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(walk)), METH_FASTCALL, "The backward pass from (edge, gradient) pairs."},
+    {"apply", fastcall(apply), METH_FASTCALL, "ArrayFunction.apply, of a class and its arguments."},
+    {"backward", fastcall(backward), METH_FASTCALL, "The backward pass from one tensor of one element, if it is plain."},
+    {"walk", fastcall(walk), METH_FASTCALL, "The backward pass from (edge, gradient) pairs."},
     {nullptr, nullptr, 0, nullptr},
 };
 

@@ -134,12 +134,7 @@ def _compiled_for_cpu() -> Any:
 def _for(x: Any) -> Any:
     """Where the operations on arrays like ``x`` are: the CPU's kernels, which take NumPy arrays as they are and warn of
     nothing, or whatever else is chosen."""
-    name = _chosen.name or _asked
-    if type(x) is np.ndarray and (name == "auto" or name == "cpu"):
-        kernels = _compiled_for_cpu()
-        if kernels is not None:
-            return kernels
-    return _ELSEWHERE
+    return _compiled_for_cpu() if type(x) is np.ndarray and takes_plain_calls() else _ELSEWHERE
 
 
 def takes_plain_calls() -> bool:

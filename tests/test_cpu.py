@@ -85,12 +85,16 @@ def assert_same(made: list[np.ndarray], expected: list[np.ndarray]) -> None:
         assert a.tobytes() == b.tobytes(), f"result {i} differs by up to {np.abs(a - b).max()}"
 
 
-def test_results_do_not_depend_on_the_number_of_threads():
+def assert_same_whatever_the_threads(make: Callable[[], list[np.ndarray]]) -> None:
     set_num_threads(THREADS[0])
-    expected = everything()
+    expected = make()
     for threads in THREADS[1:]:
         set_num_threads(threads)
-        assert_same(everything(), expected)
+        assert_same(make(), expected)
+
+
+def test_results_do_not_depend_on_the_number_of_threads():
+    assert_same_whatever_the_threads(everything)
 
 
 def test_several_python_threads_may_call_at_once():
@@ -316,11 +320,7 @@ def products_of_bfloat16() -> list[np.ndarray]:
 
 
 def test_products_of_bfloat16_are_float32_sums_whatever_the_threads():
-    set_num_threads(THREADS[0])
-    expected = products_of_bfloat16()
-    for threads in THREADS[1:]:
-        set_num_threads(threads)
-        assert_same(products_of_bfloat16(), expected)
+    assert_same_whatever_the_threads(products_of_bfloat16)
 
 
 def test_products_of_bfloat16_on_every_instruction_set(isa: str):

@@ -64,39 +64,34 @@ template <class I> static int64_t index_of(const char* p) {
     return static_cast<int64_t>(index);
 }
 
-static inline int64_t index_at(const char* p, Index type) {
+// f(a null pointer of the type that an index has).
+template <class F> static inline auto of_index_type(Index type, F f) {
     switch (type) {
-        case Index::int8: return index_of<int8_t>(p);
-        case Index::int16: return index_of<int16_t>(p);
-        case Index::int32: return index_of<int32_t>(p);
-        case Index::int64: return index_of<int64_t>(p);
-        case Index::uint8: return index_of<uint8_t>(p);
-        case Index::uint16: return index_of<uint16_t>(p);
-        case Index::uint32: return index_of<uint32_t>(p);
-        case Index::uint64: return index_of<uint64_t>(p);
+        case Index::int8: return f(static_cast<int8_t*>(nullptr));
+        case Index::int16: return f(static_cast<int16_t*>(nullptr));
+        case Index::int32: return f(static_cast<int32_t*>(nullptr));
+        case Index::int64: return f(static_cast<int64_t*>(nullptr));
+        case Index::uint8: return f(static_cast<uint8_t*>(nullptr));
+        case Index::uint16: return f(static_cast<uint16_t*>(nullptr));
+        case Index::uint32: return f(static_cast<uint32_t*>(nullptr));
+        default: return f(static_cast<uint64_t*>(nullptr));
     }
-    return 0;
+}
+
+template <class I> static int64_t index_of(const char* p, I*) { return index_of<I>(p); }
+
+static inline int64_t index_at(const char* p, Index type) {
+    return of_index_type(type, [p](auto* of) { return index_of(p, of); });
 }
 
 // f(index) of the rows from first to last, in a loop of its own for each type of index.
-template <class I, class F> static inline void for_indices_of(const Rows& rows, const Lines& lines, int64_t first, int64_t last, F f) {
-    int64_t step = rows.dims ? lines.rows[0] : 0;
-    for (int64_t row = first; row < last; row++)
-        f(index_of<I>(lines.data + (rows.dims > 1 ? offset(rows, lines, row) : row * step)));
-}
-
 template <class F>
 static inline void for_indices(const Rows& rows, const Lines& lines, Index type, int64_t first, int64_t last, F f) {
-    switch (type) {
-        case Index::int8: return for_indices_of<int8_t>(rows, lines, first, last, f);
-        case Index::int16: return for_indices_of<int16_t>(rows, lines, first, last, f);
-        case Index::int32: return for_indices_of<int32_t>(rows, lines, first, last, f);
-        case Index::int64: return for_indices_of<int64_t>(rows, lines, first, last, f);
-        case Index::uint8: return for_indices_of<uint8_t>(rows, lines, first, last, f);
-        case Index::uint16: return for_indices_of<uint16_t>(rows, lines, first, last, f);
-        case Index::uint32: return for_indices_of<uint32_t>(rows, lines, first, last, f);
-        case Index::uint64: return for_indices_of<uint64_t>(rows, lines, first, last, f);
-    }
+    int64_t step = rows.dims ? lines.rows[0] : 0;
+    of_index_type(type, [&](auto* of) {
+        for (int64_t row = first; row < last; row++)
+            f(index_of(lines.data + (rows.dims > 1 ? offset(rows, lines, row) : row * step), of));
+    });
 }
 
 struct CrossEntropy {

@@ -2,8 +2,6 @@
 // across its lanes.
 #pragma once
 
-#include <utility>  // for integer_sequence alone, which is no function
-
 #include "rows.h"
 
 namespace tilegrad::cpu::TG_ISA {
@@ -15,25 +13,6 @@ template <class T> struct Turned {  // by column, then by row
     TG_INLINED vec<T> operator[](int64_t c) const { return load(columns[c]); }
     TG_INLINED void put(int64_t c, vec<T> v) { store(columns[c], v); }
 };
-
-// a0 b0 a1 b1 …, from element FROM of the two on.
-template <class T, int FROM, int... I> TG_INLINE vec<T> mixed(vec<T> a, vec<T> b, std::integer_sequence<int, I...>) {
-    return __builtin_shufflevector(a, b, (FROM + I / 2 + I % 2 * W<T>)...);
-}
-
-// Rows become columns. Mixing the first half of them with the second one turns the bits of their places by one.
-template <class T> TG_INLINE void transpose(vec<T> (&rows)[W<T>]) {
-    constexpr int HALF = W<T> / 2;
-    using All = std::make_integer_sequence<int, W<T>>;
-    for (int turned = 1; turned < W<T>; turned *= 2) {
-        vec<T> mix[W<T>];
-        for (int i = 0; i < HALF; i++) {
-            mix[2 * i] = mixed<T, 0>(rows[i], rows[i + HALF], All());
-            mix[2 * i + 1] = mixed<T, HALF>(rows[i], rows[i + HALF], All());
-        }
-        for (int i = 0; i < W<T>; i++) rows[i] = mix[i];
-    }
-}
 
 // How many rows lie in lanes: W, or that many.
 template <class T> TG_INLINE int64_t rows_of(Whole) { return W<T>; }

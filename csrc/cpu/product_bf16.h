@@ -40,37 +40,20 @@ template <class S> TG_INLINE vhalf words_apart(const char* p, int64_t step, int6
     return *(const vhalf_there*)found;
 }
 
-// 16 vectors become their columns: squares of 1, 2, 4 and 8 lanes change places.
-TG_INLINE void transpose(vuint32 (&x)[LANES]) {
-    vint32 lanes = lane_numbers<float>();
-#pragma GCC unroll 4
-    for (int s = 1; s < LANES; s *= 2) {
-        vint32 odd = (lanes & s) != 0;
-        __m512i lower = (__m512i)(odd ? lanes - s + LANES : lanes), upper = (__m512i)(odd ? lanes + LANES : lanes + s);
-#pragma GCC unroll 16
-        for (int i = 0; i < LANES; i++) {
-            if (i & s) continue;
-            __m512i a = (__m512i)x[i], b = (__m512i)x[i + s];
-            x[i] = (vuint32)_mm512_permutex2var_epi32(a, lower, b);
-            x[i + s] = (vuint32)_mm512_permutex2var_epi32(a, upper, b);
-        }
-    }
-}
-
 // A group of lines each of which is dense. (The loops are unrolled so that the block stays in registers.)
 template <class S> static void pack_lines(const char* data, int64_t line, int64_t lines, int64_t depth, vuint32* to) {
     for (int64_t d = 0; d < depth; d += 2 * LANES) {
         const char* from = data + d * sizeof(S);
-        vuint32 block[LANES];
+        vfloat block[LANES];
 #pragma GCC unroll 16
         for (int i = 0; i < LANES; i++, from += line) {
-            block[i] = pairs_at((const S*)from, i < lines ? depth - d : 0);
+            block[i] = (vfloat)pairs_at((const S*)from, i < lines ? depth - d : 0);
             __builtin_prefetch(from + AHEAD);
         }
-        transpose(block);
+        transpose<float>(block);
 #pragma GCC unroll 16
         for (int i = 0; i < LANES; i++)
-            if (d + 2 * i < depth) to[d / 2 + i] = block[i];
+            if (d + 2 * i < depth) to[d / 2 + i] = (vuint32)block[i];
     }
 }
 

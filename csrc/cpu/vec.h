@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>  // for integer_sequence alone, which is no function
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -163,6 +164,27 @@ template <class T> TG_INLINE T largest_of(const vec<T>& v) {
             parts[i] = parts[i] > other || other != other ? parts[i] : other;
         }
     return parts[0];
+}
+
+// --- lanes -----------------------------------------------------------------------------------------------------------
+
+// a0 b0 a1 b1 …, from element FROM of the two on.
+template <class T, int FROM, int... I> TG_INLINE vec<T> mixed(vec<T> a, vec<T> b, std::integer_sequence<int, I...>) {
+    return __builtin_shufflevector(a, b, (FROM + I / 2 + I % 2 * W<T>)...);
+}
+
+// Rows become columns. Mixing the first half of them with the second one turns the bits of their places by one.
+template <class T> TG_INLINE void transpose(vec<T> (&rows)[W<T>]) {
+    constexpr int HALF = W<T> / 2;
+    using All = std::make_integer_sequence<int, W<T>>;
+    for (int turned = 1; turned < W<T>; turned *= 2) {
+        vec<T> mix[W<T>];
+        for (int i = 0; i < HALF; i++) {
+            mix[2 * i] = mixed<T, 0>(rows[i], rows[i + HALF], All());
+            mix[2 * i + 1] = mixed<T, HALF>(rows[i], rows[i + HALF], All());
+        }
+        for (int i = 0; i < W<T>; i++) rows[i] = mix[i];
+    }
 }
 
 // --- 16 bits ---------------------------------------------------------------------------------------------------------
