@@ -36,22 +36,36 @@ lint: .venv-test/installed
 	.venv-test/bin/mypy -p tilegrad
 
 # sdist, and the wheel out of the sdist for every Linux that is as old as this one: auditwheel finds out which those are.
+# The CUDA kernels are in it whatever this machine has: nvcc is the one of the test environment.
 wheel: .venv-test/installed
 	rm -rf build dist *.egg-info
+	CUDA_HOME="$$(echo $(CURDIR)/.venv-test/lib/python3*/site-packages/nvidia/cu13)" TILEGRAD_CUDA=1 \
 	PIP_CONSTRAINT=constraints.txt .venv-test/bin/python -m build
 	PATH="$(CURDIR)/.venv-test/bin:$$PATH" auditwheel repair --wheel-dir dist dist/*-linux_*.whl
 	rm dist/*-linux_*.whl
 
-# That wheel with the base dependencies alone, away from the repository.
+# That wheel with the base dependencies alone, away from the repository and without a compiler; and its sdist with g++
+# and no nvcc.
 wheel-test: wheel
-	@set -e; away=$$(mktemp -d); trap 'rm -rf "$$away"' EXIT; \
-	$(PYTHON) -m venv "$$away/venv"; \
-	"$$away/venv/bin/pip" install --quiet --constraint constraints.txt dist/*.whl; \
+	@set -e; away=$$(mktemp -d); tools=$$PATH; trap 'PATH=$$tools; rm -rf "$$away"' EXIT; \
+	unset CUDA_HOME CUDA_PATH TILEGRAD_CUDA; mkdir "$$away/tools"; \
+	for tool in $(BUILD_TOOLS); do found=$$(command -v $$tool) && ln -s "$$found" "$$away/tools"; done; \
+	$(PYTHON) -m venv "$$away/venv"; $(PYTHON) -m venv "$$away/without-nvcc"; \
+	PATH="$$away/venv/bin" pip install --quiet --constraint constraints.txt dist/*.whl; \
 	diff -r --exclude=__pycache__ --exclude=kernels --exclude="_C.*" engine "$$away"/venv/lib/python3*/site-packages/tilegrad; \
 	diff -r --exclude=__pycache__ kernels "$$away"/venv/lib/python3*/site-packages/tilegrad/kernels; \
-	cd "$$away"; \
+	PATH="$$away/without-nvcc/bin:$$away/tools" pip install --verbose --constraint constraints.txt dist/*.tar.gz > "$$away/log" 2>&1 \
+	|| { cat "$$away/log"; exit 1; }; \
+	grep "the CUDA C++ kernels are left out (nvcc is not found)" "$$away/log"; \
+	cd "$$away"; export PATH=; \
 	venv/bin/python -c "$$USE_THE_WHEEL"; \
-	venv/bin/tilegrad info
+	venv/bin/python -c "from tilegrad import _C; assert _C.cuda_architectures"; \
+	venv/bin/tilegrad info; \
+	without-nvcc/bin/python -c "from tilegrad import _C; assert not _C.cuda_architectures"; \
+	without-nvcc/bin/tilegrad info
+
+# What a C++ extension is built with: the compiler, and what it calls.
+BUILD_TOOLS := cc gcc c++ g++ as ld
 
 # The CPU kernels under the sanitizers of g++: addresses and undefined behaviour in one build, threads in another. The
 # contract and random calls run on every instruction set of this machine. Not a part of .ci/run: it takes ten minutes on

@@ -8,6 +8,10 @@
 #include <vector>
 
 #include "cpu/pool.h"
+#include "cuda/cublaslt_module.h"
+#ifdef TILEGRAD_CUDA
+#include "cuda/module.h"
+#endif
 #include "memory.h"
 #include "numpy.h"
 #include "operations.h"
@@ -71,8 +75,14 @@ bool adam(const py::list& parameters, double lr, double beta1, double beta2, dou
 
 PYBIND11_MODULE(_C, m) {
     using namespace tilegrad::cpu;
-    for (auto add : {tilegrad::tape::add_to, tilegrad::tape::add_plain_to, tilegrad::memory::add_to})
+    for (auto add : {tilegrad::tape::add_to, tilegrad::tape::add_plain_to, tilegrad::memory::add_to, tilegrad::cublaslt::add_to})
         if (!add(m.ptr())) throw py::error_already_set();
+#ifdef TILEGRAD_CUDA  // what csrc/cuda was compiled for
+    if (!tilegrad::cuda::add_to(m.ptr())) throw py::error_already_set();
+    m.attr("cuda_architectures") = py::make_tuple(TILEGRAD_CUDA);
+#else
+    m.attr("cuda_architectures") = py::tuple();
+#endif
     m.doc() = "The compiled kernels of tilegrad, for the use of tilegrad.cpu.";
     py::enum_<Reduction>(m, "Reduction").value("none", Reduction::none).value("sum", Reduction::sum).value("mean", Reduction::mean);
     py::class_<LossArguments>(m, "LossArguments")

@@ -5,6 +5,7 @@
 
 #include <exception>
 #include <new>
+#include <stdexcept>
 #include <utility>
 
 namespace tilegrad::tape {
@@ -66,6 +67,8 @@ template <class F> PyObject* guarded(F f) {
     } catch (const Raised&) {  // all is said
     } catch (const std::bad_alloc& error) {
         PyErr_SetString(PyExc_MemoryError, error.what());  // the kernels say how many bytes there were not
+    } catch (const std::runtime_error& error) {  // the machine's fault
+        PyErr_SetString(PyExc_RuntimeError, error.what());
     } catch (const std::exception& error) {
         PyErr_SetString(PyExc_ValueError, error.what());
     }

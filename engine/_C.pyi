@@ -4,6 +4,8 @@ import enum
 from collections.abc import Sequence
 from typing import Any
 
+cuda_architectures: tuple[str, ...]  # what the CUDA kernels are compiled for; empty where they are left out
+
 class Reduction(enum.Enum):
     none = 0
     sum = 1
@@ -57,6 +59,48 @@ def small_linear(x: Any, weight: Any, bias: Any, activation: int, pre: Any, out:
 def small_linear_backward(
     grad: Any, x: Any, weight: Any, saved: Any, activation: int, grad_input: Any, grad_weight: Any, grad_bias: Any, /
 ) -> bool: ...
+
+# cuBLASLt: all matrices are row-major, A, B and D as (pointer, leading dimension[, transposed]); csrc/cuda/cublaslt.h
+CUBLASLT_EPILOGUES: tuple[str, ...]
+
+def cublaslt_load(paths: Sequence[str], /) -> tuple[int, str]: ...  # version and file
+def cublaslt_workspace_bytes(device: int, /) -> int: ...
+def cublaslt_takes(
+    shape: tuple[int, int, int],  # (m, n, k)
+    dtype: str,
+    a: tuple[int, int, bool],
+    b: tuple[int, int, bool],
+    d: tuple[int, int],
+    *,
+    out_dtype: str | None = None,
+    c: tuple[int, int] = (0, 0),
+    alpha: float = 1.0,
+    beta: float = 0.0,
+    epilogue: str = "none",
+    bias: int = 0,
+    aux: tuple[int, int] = (0, 0),
+    tf32: bool = False,
+    workspace: tuple[int, int] = (0, 0),  # pointer and bytes
+    device: int = 0,
+    stream: int = 0,
+    scratch: int = 0,
+) -> bool: ...
+def cublaslt_matmul(
+    shape: tuple[int, int, int],
+    dtype: str,
+    a: tuple[int, int, bool],
+    b: tuple[int, int, bool],
+    d: tuple[int, int],
+    **as_for_takes: Any,
+) -> None: ...
+def cublaslt_tune(  # microseconds of the fastest kernel, which matmul takes from then on; D is written to scratch
+    shape: tuple[int, int, int],
+    dtype: str,
+    a: tuple[int, int, bool],
+    b: tuple[int, int, bool],
+    d: tuple[int, int],
+    **as_for_takes: Any,
+) -> float: ...
 
 # optimisers: (value, gradient, up to three arrays of state or None, number of the step) of each parameter
 def sgd(

@@ -165,6 +165,8 @@ ACTIVATIONS = {
     "geglu": Activation(gelu, gelu_grad, gated=True),
 }
 
+CODES: dict[str | None, int] = {name: code for code, name in enumerate(ACTIVATIONS)} | {None: -1}  # as compiled code knows them
+
 
 def backward(xp: Any, join: Callable[..., Array], name: str, z: Array, grad: Array) -> Array:
     """The gradient of the pre-activation z from that of the output; ``join`` puts a list of arrays together along a

@@ -36,7 +36,7 @@ NAMES = ("reference", "cpu", "triton", "cuda")
 _PARTS = {
     "cpu": ("tilegrad._C", "compiled CPU kernels", "tilegrad.cpu"),
     "triton": ("tilegrad.kernels", "Triton kernels", "tilegrad.kernels"),
-    "cuda": ("tilegrad._CUDA", "CUDA C++ kernels", "tilegrad._CUDA"),
+    "cuda": ("tilegrad._C", "CUDA C++ kernels", "tilegrad.cuda_kernels"),
 }
 
 
@@ -87,6 +87,9 @@ def _why_not(name: str) -> str | None:
     module, what, _ = _PARTS[name]
     if not _installed(module):
         return f"backend {name!r} cannot run: this installation has no {what} ({module}); install a build that has them"
+    if name == "cuda":
+        reason = importlib.import_module("tilegrad.cuda_kernels").why_not()
+        return None if reason is None else f"backend 'cuda' cannot run: {reason}"
     return _why_not_triton() if name == "triton" else None
 
 

@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 
 from . import _C
-from .activations import ACTIVATIONS
+from .activations import CODES
 from .reference import LossOptions
 from .storage import Array, bfloat16, wide_dtype
 
 _C.know_bfloat16(bfloat16.dtype)
 
-CODES = {name: code for code, name in enumerate(ACTIVATIONS)} | {None: -1}
 _silent = np.errstate(all="ignore")  # for what NumPy computes: inf and NaN are values here
 empty, isa, num_threads, set_num_threads = _C.empty, _C.isa, _C.num_threads, _C.set_num_threads
 LOGITS = 160 << 20  # bytes that linear_cross_entropy holds of them at a time; OpenBLAS takes some 50 MiB of its own

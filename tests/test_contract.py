@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import os
 import random
 import shutil
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import emulated
 import numpy as np
 import pytest
 import torch
@@ -26,15 +28,17 @@ import tilegrad.nn.functional as F
 
 # Where there is no C++ compiler, there are no kernels for the CPU; where there is one, there have to be.
 _BUILT = shutil.which("c++") or shutil.which("g++") or tg.backends.describe()[1][1]
-BACKENDS = ["reference", "cpu", "triton"] if _BUILT else ["reference", "triton"]
+BACKENDS = ["reference", "cpu", "triton", "cuda"] if _BUILT else ["reference", "triton"]
 
 EPS = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 
 
 @contextlib.contextmanager
 def running_on(backend: str) -> Iterator[None]:
-    """The backend, on this machine: Triton's kernels under the sanitizing interpreter."""
-    with Sanitizer() if backend == "triton" else contextlib.nullcontext(), tg.backend(backend):
+    """The backend, on this machine: Triton's kernels under the sanitizing interpreter, those of CUDA C++ emulated."""
+    schedule = emulated.schedule_of(os.environ.get("PYTEST_CURRENT_TEST", ""))
+    elsewhere = {"triton": Sanitizer(), "cuda": emulated.running(schedule)}.get(backend, contextlib.nullcontext())
+    with elsewhere, tg.backend(backend):
         yield
 
 

@@ -4,7 +4,8 @@
 // driver would refuse (a wrong tensor map, a stream of another device, a cubin for another chip, too much shared
 // memory), and writes every call as one line of JSON to the file that STANDIN_CALLS names. How many arguments a kernel
 // has, and how long each is, it reads in the cubin, as the driver does. STANDIN_CAPABILITY ("9.0") is what the devices
-// say they are.
+// say they are, STANDIN_DRIVER (13000) the version of CUDA that the driver is for; with STANDIN_CAPTURE every stream is
+// being captured.
 
 #include "cuda.h"
 #include <elf.h>
@@ -67,6 +68,11 @@ CUresult cuGetErrorString(CUresult error, const char **text) {
   return CUDA_SUCCESS;
 }
 
+CUresult cuGetErrorName(CUresult error, const char **name) {
+  *name = error == CUDA_ERROR_INVALID_DEVICE ? "CUDA_ERROR_INVALID_DEVICE" : "CUDA_ERROR";
+  return CUDA_SUCCESS;
+}
+
 // --- devices and contexts --------------------------------------------------------------------------------------------
 
 static void capability(int *major, int *minor) {
@@ -75,7 +81,11 @@ static void capability(int *major, int *minor) {
 }
 
 CUresult cuInit(unsigned flags) { initialised = 1; return said(__func__, CUDA_SUCCESS, ""); }
-CUresult cuDriverGetVersion(int *version) { *version = 13000; return CUDA_SUCCESS; }
+CUresult cuDriverGetVersion(int *version) {
+  const char *text = getenv("STANDIN_DRIVER");
+  *version = text ? atoi(text) : 13000;
+  return CUDA_SUCCESS;
+}
 CUresult cuDeviceGetCount(int *count) { NEEDS_INIT; *count = DEVICES; return CUDA_SUCCESS; }
 
 CUresult cuDeviceGet(CUdevice *device, int ordinal) {
@@ -135,9 +145,40 @@ CUresult cuStreamSynchronize(CUstream stream) { NEEDS_CONTEXT; return said(__fun
 
 CUresult cuStreamIsCapturing(CUstream stream, CUstreamCaptureStatus *status) {
   NEEDS_INIT;
-  *status = CU_STREAM_CAPTURE_STATUS_NONE;
+  *status = getenv("STANDIN_CAPTURE") ? CU_STREAM_CAPTURE_STATUS_ACTIVE : CU_STREAM_CAPTURE_STATUS_NONE;
   return CUDA_SUCCESS;
 }
+
+// --- events ----------------------------------------------------------------------------------------------------------
+
+// Nothing takes time here but what says so: stand-ins for libraries with kernels of their own.
+static double milliseconds;
+typedef struct CUevent_st { double at; } Moment;
+
+CUresult standin_spend(double time) { milliseconds += time; return CUDA_SUCCESS; }
+
+CUresult cuEventCreate(CUevent *event, unsigned flags) {
+  NEEDS_CONTEXT;
+  *event = calloc(1, sizeof **event);
+  return said(__func__, CUDA_SUCCESS, "");
+}
+
+CUresult cuEventRecord(CUevent event, CUstream stream) {
+  NEEDS_CONTEXT;
+  event->at = milliseconds;
+  return said(__func__, CUDA_SUCCESS, "\"stream\": %llu", (unsigned long long)stream);
+}
+
+CUresult cuEventSynchronize(CUevent event) { NEEDS_CONTEXT; return said(__func__, CUDA_SUCCESS, ""); }
+
+#undef cuEventElapsedTime // from CUDA 13 on the header calls another one
+CUresult cuEventElapsedTime(float *time, CUevent start, CUevent end) {
+  NEEDS_CONTEXT;
+  *time = (float)(end->at - start->at);
+  return CUDA_SUCCESS;
+}
+
+CUresult cuEventDestroy(CUevent event) { NEEDS_INIT; free(event); return said(__func__, CUDA_SUCCESS, ""); }
 
 // --- memory ----------------------------------------------------------------------------------------------------------
 
