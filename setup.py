@@ -81,13 +81,13 @@ class Toolkit:
         if not runtimes:
             raise CompileError(f"{top} has no libcudart_static.a")
         self.include, self.runtime = str(top / "include"), str(runtimes[0])
-        numbers = re.split(r"[\s,;]+", os.environ.get("TILEGRAD_CUDA_ARCHS", ARCHITECTURES).strip())
+        numbers = re.split(r"[\s,;]+", (os.environ.get("TILEGRAD_CUDA_ARCHS") or ARCHITECTURES).strip())
         codes = {f"sm_{number}": number for number in numbers}
         if plain := [number for number in numbers if number.isdigit()]:
             codes[f"compute_{plain[-1]}"] = plain[-1]
         self.architectures = list(codes)
         self.command = [
-            *(nvcc, "-std=c++17", "-O3", "--threads=2", "-Xcompiler=-fPIC,-fvisibility=hidden"),
+            *(nvcc, "-std=c++17", "-O3", "--threads=2", "--compress-mode=size", "-Xcompiler=-fPIC,-fvisibility=hidden"),
             *(f"-gencode=arch=compute_{number},code={code}" for code, number in codes.items()),
         ]
 

@@ -32,7 +32,7 @@ class MachineCode:
     @cached_property
     def reached(self) -> frozenset[int]:
         """The instructions that jumps lead to: no padding, and no subroutines, which are detours for rare operands."""
-        return _closure(0, partial(_successors, self.instructions)) | {0}
+        return _closure(0, partial(successors, self.instructions)) | {0}
 
 
 def of_cubin(cubin: bytes) -> MachineCode:
@@ -41,17 +41,20 @@ def of_cubin(cubin: bytes) -> MachineCode:
     Raises:
         RuntimeError: this Triton came without cuobjdump.
     """
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        return of_sass(dumped(Path(file.name), "-res-usage", "-sass"))
+
+
+def dumped(cubin: Path, *options: str) -> str:
+    """What cuobjdump prints of a file; RuntimeError as for ``of_cubin``."""
     import triton  # not with this module: it decides at import whether it compiles or interprets
 
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     if not tool.exists():
         raise RuntimeError(f"triton {triton.__version__} came without cuobjdump ({tool}): install the wheel from PyPI")
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        command = [tool, "-res-usage", "-sass", file.name]
-        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return of_sass(text)
+    return subprocess.run([tool, *options, cubin], capture_output=True, text=True, check=True).stdout
 
 
 _SASS = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+\s+)?([A-Z][\w.]*)([^;]*);")
@@ -77,7 +80,7 @@ def of_sass(text: str) -> MachineCode:
     straight = [i._replace(targets=()) if i.opcode.startswith("CALL") else i for i in found]
 
     def returns(start: int) -> bool:
-        reached = _closure(start, partial(_successors, straight)) | {start}
+        reached = _closure(start, partial(successors, straight)) | {start}
         return any(straight[i].opcode.startswith("RET") for i in reached)
 
     calls = [i.opcode.startswith("CALL") and any(map(returns, i.targets)) for i in found]
@@ -103,7 +106,7 @@ def of_amdgcn(text: str) -> MachineCode:
     return MachineCode(fields["vgpr_count"], spilled, tuple(found))
 
 
-def _successors(instructions: Sequence[Instruction], i: int) -> list[int]:
+def successors(instructions: Sequence[Instruction], i: int) -> list[int]:
     following = [i + 1] if instructions[i].goes_on and i + 1 < len(instructions) else []
     return [*following, *instructions[i].targets]
 
@@ -189,18 +192,18 @@ def loops(code: MachineCode) -> tuple[Loop, ...]:
 
 def _loops(code: MachineCode, within: frozenset[int]) -> Iterator[Loop]:
     """A loop is a strongly connected part of the control flow; without its entry, the loops inside of it are left."""
-    for body in sorted(_cycles(code.instructions, within), key=min):
+    for body in sorted(cycles(code.instructions, within), key=min):
         if not any(_accesses(code, body)):
             continue
-        entries = {n for i in within - body for n in _successors(code.instructions, i) if n in body}
+        entries = {n for i in within - body for n in successors(code.instructions, i) if n in body}
         inner = tuple(_loops(code, body - (entries or {min(body)})))
         own = body.difference(*(loop.body for loop in inner))
         yield Loop(body, sum(a.width for a in _accesses(code, own) if a.kind == "load"), inner)
 
 
-def _cycles(instructions: Sequence[Instruction], within: frozenset[int]) -> list[frozenset[int]]:
+def cycles(instructions: Sequence[Instruction], within: frozenset[int]) -> list[frozenset[int]]:
     """The strongly connected parts. Each has a jump back, whose instruction leads to all of it and back again."""
-    after = {i: [n for n in _successors(instructions, i) if n in within] for i in within}
+    after = {i: [n for n in successors(instructions, i) if n in within] for i in within}
     before: dict[int, list[int]] = {i: [] for i in within}
     for i, following in after.items():
         for n in following:

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import planted_matmul
 from cuda_emulator import build
@@ -20,10 +19,8 @@ from tilegrad.activations import ACTIVATIONS
 ROOT = Path(__file__).resolve().parents[1]
 UNITS = [ROOT / "csrc/cuda" / f"{name}.cu" for name in ("launch", "matmul_tiles", "matmul_hopper", "dz")]
 INCLUDES = [ROOT / "csrc", Path(sysconfig.get_path("include"))]  # those of emulated.py: what it compiles is found again
-DTYPES: dict[np.dtype, int] = {
-    np.dtype(np.float32): 0, np.dtype(np.float64): 1, np.dtype(ml_dtypes.bfloat16): 2, np.dtype(np.float16): 3,
-}  # fmt: skip
-NUMBERS = {None: -1, **{name: number for number, name in enumerate(ACTIVATIONS)}}
+DTYPES = {"float32": 0, "float64": 1, "bfloat16": 2, "float16": 3}
+NUMBERS: dict[str | None, int] = {None: -1, **{name: number for number, name in enumerate(ACTIVATIONS)}}
 READ, WRITTEN, BOTH = 1, 2, 3
 
 _int64, _pointer = ctypes.c_int64, ctypes.c_void_p
@@ -96,8 +93,8 @@ def described(
     activation: str | None = None, accumulate: bool = False,
 ) -> Matmul:  # fmt: skip
     return Matmul(
-        *out.shape, a.shape[1], DTYPES[a.dtype], *_place(a, 2), *_place(b, 2), *_place(bias, 1), *_place(pre, 2),
-        *_place(out, 2), DTYPES[out.dtype], accumulate, NUMBERS[activation],
+        *out.shape, a.shape[1], DTYPES[a.dtype.name], *_place(a, 2), *_place(b, 2), *_place(bias, 1), *_place(pre, 2),
+        *_place(out, 2), DTYPES[out.dtype.name], accumulate, NUMBERS[activation],
     )  # fmt: skip
 
 
@@ -127,7 +124,7 @@ def run_dz(
     of = library()
     dz_row = 0 if dz is None else dz.strides[0] // dz.itemsize
     d = DZ(
-        *grad.shape, DTYPES[grad.dtype], NUMBERS[activation], *_place(grad, 2), *_place(saved, 2),
+        *grad.shape, DTYPES[grad.dtype.name], NUMBERS[activation], *_place(grad, 2), *_place(saved, 2),
         *_place(dz, 0), dz_row, *_place(bias_grad, 0), None,
     )  # fmt: skip
     workspace = np.empty(of.call_workspace_bytes(ctypes.byref(d)), np.uint8)

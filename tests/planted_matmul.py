@@ -40,8 +40,8 @@ BUGS = {
         "if (lane < Tile::CLUSTER) ptx::mbarrier_arrive_at(empty, lane);":
             "if (lane < Tile::CLUSTER) ptx::mbarrier_arrive(empty);",
     }),
-    "one_arrival_is_missing": Bug("deadlock", {"mbarrier_init(&shared.full[i], 1)": "mbarrier_init(&shared.full[i], 2)"}),
-    "fewer_bytes_are_expected_than_come": Bug("deadlock|race", {"_expect_tx(full, BYTES)": "_expect_tx(full, BYTES - 16)"}),
+    "one_arrival_is_missing": Bug("deadlock", {"init(&shared.full[i], 1)": "init(&shared.full[i], 2)"}),
+    "fewer_bytes_are_expected_than_come": Bug("deadlock|race", {"_tx(full, BYTES)": "_tx(full, BYTES - 16)"}),
     "sums_are_read_before_they_are_there": Bug("wrong|race", {"ptx::wgmma_wait<0>();": ""}),
     "sums_start_without_a_fence": Bug("no wgmma.fence", {"ptx::wgmma_fence();": ""}),
     "panel_is_written_while_it_is_being_stored": Bug("race: writes .* read", {
@@ -50,6 +50,7 @@ BUGS = {
     "panel_is_stored_before_all_lanes_have_written": Bug("race|uninitialised", {
         "    __syncwarp();\n    if (lane == 0) {\n": "    if (lane == 0) {\n",
     }),
+    "panel_is_stored_without_a_fence": Bug("no fence.proxy.async", {"    ptx::fence_proxy_async();": "    "}),
     "block_ends_before_its_panels_are_stored": Bug("a block that has exited", {
         "if (thread % 32 == 0) ptx::bulk_wait_read<0>();": "",
     }),

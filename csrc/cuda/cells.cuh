@@ -100,9 +100,11 @@ template <class T, class TO> class VectorCells {
             if (held_[i] == nullptr) continue;
             for (int v = own_from(whole_begin_); v < min(whole_end_, held_end_); v += threads_)
                 ptx::cp_async_16(&held_[i][v], rows_[i] + column_of(v));
-            for_edges([&](int v) {
-                if (v < held_end_) held_[i][v] = edge(i, v);
-            });
+#pragma unroll 1
+            for (int side = 0; side < 2; side++) {
+                int v = side == 0 ? part_.begin : part_.end - 1;
+                if (is_edge_of_mine(v, side == 1) && v < held_end_) held_[i][v] = edge(i, v);
+            }
         }
         ptx::cp_async_commit();
     }
@@ -148,21 +150,19 @@ template <class T, class TO> class VectorCells {
             f(x, y, column_of(v), to, unwanted);
             put(out, v, to);
         }
+        // All others, one by one: what is not held, and the edges.
+        int first = own_from(max(plain_end, whole_begin_));
 #pragma unroll 1
-        for (int v = own_from(max(plain_end, whole_begin_)); v < whole_end_; v += threads_) {
+        for (int k = -2;; k++) {
+            int v = k == -2 ? part_.begin : k == -1 ? part_.end - 1 : first + k * threads_;
+            if (k >= 0 && v >= whole_end_) break;
+            if (k < 0 && !is_edge_of_mine(v, k == -1)) continue;
             A x[W], y[W], to[W], to_other[W];
             fetch(v, x, y);
             f(x, y, column_of(v), to, to_other);
-            if (out.data != nullptr) put(out, v, to);
-            if (other.data != nullptr) put(other, v, to_other);
+            if (out.data != nullptr) put_some(out, v, to);
+            if (other.data != nullptr) put_some(other, v, to_other);
         }
-        for_edges([&](int v) {
-            A x[W], y[W], to[W], to_other[W];
-            fetch(v, x, y);
-            f(x, y, column_of(v), to, to_other);
-            put_part(out, v, to);
-            put_part(other, v, to_other);
-        });
     }
 
   private:
@@ -172,13 +172,9 @@ template <class T, class TO> class VectorCells {
     // This thread's first vector from there on.
     __device__ int own_from(int v) const { return v + ((thread_ - (v - part_.begin)) & (threads_ - 1)); }
 
-    // f(v) of those of this thread's vectors that are not whole: the first and the last of the row.
-    template <class F> __device__ void for_edges(F f) const {
-#pragma unroll 1
-        for (int side = 0; side < 2; side++) {
-            int v = side == 0 ? part_.begin : part_.end - 1;
-            if (v < part_.end && !is_whole(v) && own_from(v) == v && (side == 0 || v > part_.begin)) f(v);
-        }
+    // Whether this vector, the first or the last of a part, is not whole, and this thread's.
+    __device__ bool is_edge_of_mine(int v, bool last) const {
+        return v >= part_.begin && v < part_.end && !is_whole(v) && own_from(v) == v && !(last && v == part_.begin);
     }
 
     __device__ uint4 edge(int i, int v) const {
@@ -212,8 +208,8 @@ template <class T, class TO> class VectorCells {
         for (int j = 0; j < W; j++) made.x[j] = rounded<TO>(x[j]);
         *reinterpret_cast<Pack<TO, W>*>(reinterpret_cast<TO*>(out.data) + column_of(v)) = made;
     }
-    __device__ void put_part(const OutRow& out, int v, const A (&x)[W]) const {
-        if (out.data == nullptr) return;
+    __device__ void put_some(const OutRow& out, int v, const A (&x)[W]) const {
+        if (is_whole(v)) return put(out, v, x);
 #pragma unroll
         for (int j = 0; j < W; j++) {
             int column = column_of(v) + j;

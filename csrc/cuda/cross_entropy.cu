@@ -7,31 +7,30 @@ namespace {
 
 using Kernel = void (*)(CrossEntropyCall);
 
-template <bool BACKWARD> Kernel kernel_of_vectors(const CrossEntropyCall& call, bool general) {
-    auto choose = [general](auto t, auto to) -> Kernel {
-        using T = decltype(t);
-        using TO = decltype(to);
-        return general ? cross_entropy_vectors<T, TO, true, BACKWARD> : cross_entropy_vectors<T, TO, false, BACKWARD>;
-    };
-    switch (call.dtype) {
-        case DType::float64: return choose(double(), double());
-        case DType::bfloat16: return choose(__nv_bfloat16(), __nv_bfloat16());
-        case DType::float16: return choose(__half(), __half());
-        default: break;
-    }
-    switch (call.grad_dtype) {  // the logits of a chunk are float32 where their gradient goes on as 16 bits
-        case DType::bfloat16: return choose(float(), __nv_bfloat16());
-        case DType::float16: return choose(float(), __half());
-        default: return choose(float(), float());
-    }
+template <class T, class TO, bool BACKWARD> Kernel kernel_of_vectors(bool general) {
+    return general ? cross_entropy_vectors<T, TO, true, BACKWARD> : cross_entropy_vectors<T, TO, false, BACKWARD>;
 }
 
-// Whether kernels of vectors exist for the dtypes.
-bool has_vectors(const CrossEntropyCall& call) {
-    bool grad = call.grad.data == nullptr || call.grad_dtype == call.dtype || (call.dtype == DType::float32 && size_of(call.grad_dtype) == 2);
+template <bool BACKWARD> Kernel kernel_of_vectors(const CrossEntropyCall& call, bool general) {
+    switch (call.dtype) {
+        case DType::bfloat16: return kernel_of_vectors<__nv_bfloat16, __nv_bfloat16, BACKWARD>(general);
+        case DType::float16: return kernel_of_vectors<__half, __half, BACKWARD>(general);
+        default: break;
+    }
+    if constexpr (!BACKWARD) {  // the logits of a chunk are float32 where their gradient goes on as 16 bits
+        if (call.grad_dtype == DType::bfloat16) return kernel_of_vectors<float, __nv_bfloat16, false>(general);
+        if (call.grad_dtype == DType::float16) return kernel_of_vectors<float, __half, false>(general);
+    }
+    return kernel_of_vectors<float, float, BACKWARD>(general);
+}
+
+// Whether kernels of vectors exist for the dtypes: float64 is moved element by element, as half a vector is one.
+bool has_vectors(const CrossEntropyCall& call, bool backward) {
+    bool narrows = call.dtype == DType::float32 && size_of(call.grad_dtype) == 2 && !backward && call.grad_target.data == nullptr;
+    bool grad = call.grad.data == nullptr || call.grad_dtype == call.dtype || narrows;
     bool target = call.probabilities.data == nullptr || call.target_dtype == call.dtype;
     bool grad_target = call.grad_target.data == nullptr || call.grad_target_dtype == call.dtype;
-    return grad && target && grad_target && (call.grad_target.data == nullptr || call.grad.data == nullptr || call.grad_dtype == call.dtype);
+    return call.dtype != DType::float64 && grad && target && grad_target;
 }
 
 // What forward and backward have in common. The layout keeps the places of the call's lines, so neither may move.
@@ -69,13 +68,13 @@ void add_upstream(CrossEntropyCall& call, cpu::Layout& layout, const Array& upst
     if (grad_target) call.grad_target_dtype = grad_target.dtype();
 }
 
-Planned planned(CrossEntropyCall& call) {
+Planned planned(CrossEntropyCall& call, bool backward) {
     return plan_rows(call.rows, call.classes,
                      {{&call.logits, call.dtype, Moved::held},
                       {&call.probabilities, call.target_dtype, Moved::held},
                       {&call.grad, call.grad_dtype, Moved::written},
                       {&call.grad_target, call.grad_target_dtype, Moved::written}},
-                     has_vectors(call), chip());
+                     has_vectors(call, backward), chip());
 }
 
 // Once all arrays are in the layout.
@@ -114,7 +113,7 @@ int64_t cross_entropy_blocks(const Array& logits, const Array& target, const Arr
     CrossEntropyCall call{};
     cpu::Layout layout = describe(call, logits, target, {}, {}, {}, grad, {});
     place(call, layout);
-    return ceil_div(call.rows.count, planned(call).plan.teams.rows);
+    return ceil_div(call.rows.count, planned(call, false).plan.teams.rows);
 }
 
 void cross_entropy(const Array& upstream, const Array& logits, const Array& target, const Array& weight, const LossOptions& o,
@@ -132,7 +131,7 @@ void cross_entropy(const Array& upstream, const Array& logits, const Array& targ
             call.total = loss.data;
     }
     place(call, layout);
-    Planned plan = planned(call);
+    Planned plan = planned(call, false);
     int64_t blocks = ceil_div(call.rows.count, plan.plan.teams.rows);
     if (call.total != nullptr) {
         if (!workspace.shared) reset(workspace, stream);
@@ -153,7 +152,7 @@ void cross_entropy_backward(const Array& upstream, const Array& logits, const Ar
     cpu::Layout layout = describe(call, logits, target, weight, lse, o, grad, {});
     add_upstream(call, layout, upstream, grad_target);
     place(call, layout);
-    run<true>(call, o, planned(call), workspace, stream);
+    run<true>(call, o, planned(call, true), workspace, stream);
 }
 
 }  // namespace tilegrad::cuda

@@ -142,7 +142,6 @@ template <bool GENERAL, class Cells> struct CrossEntropyRow {
     bool smoothed, probable;
     Cap<A> cap;
     RowFacts<A> facts;
-    const Target<A>& target = facts.target;
 
     // `cells` has been asked.
     __device__ CrossEntropyRow(Cells& cells, const CrossEntropyCall& call, const Team& team, char* scratch, bool backward)
@@ -171,7 +170,7 @@ template <bool GENERAL, class Cells> struct CrossEntropyRow {
 
     __device__ A seen(A logit) const { return GENERAL ? cap(logit) : logit; }
     __device__ bool is_in(int column) const { return column >= 0 && column < call.classes; }
-    __device__ bool near_target(int column) const { return static_cast<unsigned>(static_cast<int>(target.index) - column) < W && target.index >= 0; }
+    __device__ bool near_target(int column) const { return static_cast<unsigned>(static_cast<int>(facts.target.index) - column) < W && facts.target.index >= 0; }
 
     // --- forward -----------------------------------------------------------------------------------------------------
 
@@ -206,7 +205,7 @@ template <bool GENERAL, class Cells> struct CrossEntropyRow {
             if (near_target(column)) {
 #pragma unroll
                 for (int j = 0; j < W; j++)
-                    if (column + j == target.index) of_row.at_target() = seen(x[j]);
+                    if (column + j == facts.target.index) of_row.at_target() = seen(x[j]);
             }
 #pragma unroll
             for (int j = 0; j < W; j++) {
@@ -245,10 +244,10 @@ template <bool GENERAL, class Cells> struct CrossEntropyRow {
 
     // The row's two terms, in float64.
     __device__ Sums<double, 2> loss(RowSums<A>& of_row, A log_sum, double share) const {
-        if (!target.valid) return {};
-        if (target.bad) return {{static_cast<double>(not_a_number()), static_cast<double>(not_a_number())}};
+        if (!facts.target.valid) return {};
+        if (facts.target.bad) return {{static_cast<double>(not_a_number()), static_cast<double>(not_a_number())}};
         double top = of_row.top, dot = of_row.dot();
-        if (!probable) dot = target.weight == 0 ? 0 : target.weight * (static_cast<double>(of_row.at_target()) - top);
+        if (!probable) dot = facts.target.weight == 0 ? 0 : facts.target.weight * (static_cast<double>(of_row.at_target()) - top);
         if (smoothed) dot = (1 - call.label_smoothing) * dot + call.label_smoothing / call.classes * of_row.all_dot();
         double lse = top + log_sum;
         return {{share * log_sum - dot, call.z_loss * lse * lse}};
@@ -275,7 +274,7 @@ template <bool GENERAL, class Cells> struct CrossEntropyRow {
 
     // Σq, from Σ w·t of probabilities.
     __device__ double share_of(A of_probabilities) const {
-        double share = probable ? of_probabilities : target.weight;
+        double share = probable ? of_probabilities : facts.target.weight;
         if (!smoothed) return share;
         return (1 - call.label_smoothing) * share + call.label_smoothing / call.classes * facts.of_weights;
     }
@@ -302,12 +301,12 @@ template <bool GENERAL, class Cells> struct CrossEntropyRow {
     // `kept`: x is exp(z − m′) already, m′ being the maximum of a part of the row, `from_part` exp(m′ − m).
     __device__ void write(A top, A log_sum, A total, double share, bool kept, A from_part, const OutRow& grad, const OutRow& grad_target) {
         A f = facts.upstream / static_cast<A>(facts.by_share), f_z = facts.upstream / static_cast<A>(facts.by_count);
-        A mass = target.bad ? A(not_a_number()) : f * static_cast<A>(share);
+        A mass = facts.target.bad ? A(not_a_number()) : f * static_cast<A>(share);
         A scale = mass / total, scale_z = call.z_loss != 0 ? f_z * static_cast<A>(2 * call.z_loss) * (top + log_sum) / total : A(0);
         A smooth = static_cast<A>(1 - call.label_smoothing), each = f * static_cast<A>(call.label_smoothing / call.classes);
-        A at_target = f * static_cast<A>(smooth + call.label_smoothing / call.classes) * target.weight;
+        A at_target = f * static_cast<A>(smooth + call.label_smoothing / call.classes) * facts.target.weight;
         Above above(finite(top));
-        if (!target.valid) {  // whatever the row holds: not something that is multiplied by 0
+        if (!facts.target.valid) {  // whatever the row holds: not something that is multiplied by 0
             cells.write(grad, grad_target, [](const A(&)[W], const A(&)[W], int, A(&to)[W], A(&to_target)[W]) {
 #pragma unroll
                 for (int j = 0; j < W; j++) to[j] = to_target[j] = 0;
@@ -334,7 +333,7 @@ template <bool GENERAL, class Cells> struct CrossEntropyRow {
             if (!near_target(column)) return;
 #pragma unroll
             for (int j = 0; j < W; j++) {
-                if (column + j != target.index) continue;
+                if (column + j != facts.target.index) continue;
                 A e = kept ? x[j] * from_part : above(seen(x[j]));
                 // p − 1 as (e − total) / total: as precise for a p next to 1 as for any other.
                 A d = smoothed ? e * scale - at_target : (e - total) * scale;

@@ -82,7 +82,8 @@ struct Place {
     int warp, lane;
 
     __device__ explicit Place(int64_t panels)
-        : panel(blockIdx.x % panels), range(blockIdx.x / panels), warp(threadIdx.x / LANES), lane(threadIdx.x % LANES) {}
+        : panel(blockIdx.x % panels), range(blockIdx.x / panels), warp(threadIdx.x / LANES),
+          lane(threadIdx.x % LANES) {}
 };
 
 // The sums of a block's warps, added up and stored where they belong: by range or, if there is only one, at the end.

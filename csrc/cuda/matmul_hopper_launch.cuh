@@ -52,29 +52,28 @@ struct Box {
     CUtensorMapSwizzle swizzle;
 };
 
-inline CUtensorMap tensor_map(DType dtype, const void* data, int64_t length, int64_t lines, int64_t stride, Box box) {
+inline void make_map(CUtensorMap& map, DType dtype, const void* data, int64_t length, int64_t lines, int64_t stride,
+                     Box box) {
     if (lines == 1) stride = ceil_div(length, ALIGNED) * ALIGNED;  // whatever it was, it had no meaning
     cuuint64_t sizes[] = {static_cast<cuuint64_t>(length), static_cast<cuuint64_t>(lines)};
     cuuint64_t strides[] = {static_cast<cuuint64_t>(stride) * 2};
     cuuint32_t box_sizes[] = {static_cast<cuuint32_t>(box.length), static_cast<cuuint32_t>(box.lines)};
     cuuint32_t element_strides[] = {1, 1};
-    CUtensorMap map;
     CUresult result = encode()(
         &map, dtype == DType::bfloat16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 2,
         const_cast<void*>(data), sizes, strides, box_sizes, element_strides, CU_TENSOR_MAP_INTERLEAVE_NONE, box.swizzle,
         CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     if (result != CUDA_SUCCESS)
         throw std::runtime_error("matmul: cuTensorMapEncodeTiled failed with error " + std::to_string(result));
-    return map;
 }
 
 // Of an operand: boxes as deep as a stage, with what one copy brings of its rows.
-inline CUtensorMap operand_map(DType dtype, const void* data, int64_t rows, int64_t depth, int64_t stride_row,
-                        int64_t stride_depth, int box_rows) {
+inline void make_operand_map(CUtensorMap& map, DType dtype, const void* data, int64_t rows, int64_t depth,
+                             int64_t stride_row, int64_t stride_depth, int box_rows) {
     constexpr auto SWIZZLE = CU_TENSOR_MAP_SWIZZLE_128B;
     if (along_rows(data, rows, depth, stride_row, stride_depth))
-        return tensor_map(dtype, data, rows, depth, stride_depth, {64, TILE_DEPTH, SWIZZLE});
-    return tensor_map(dtype, data, depth, rows, stride_row, {TILE_DEPTH, box_rows, SWIZZLE});
+        return make_map(map, dtype, data, rows, depth, stride_depth, {64, TILE_DEPTH, SWIZZLE});
+    return make_map(map, dtype, data, depth, rows, stride_row, {TILE_DEPTH, box_rows, SWIZZLE});
 }
 
 // --- the launch ------------------------------------------------------------------------------------------------------
@@ -93,20 +92,20 @@ void launch_hopper(const Matmul& m, int multiprocessors, cudaStream_t stream) {
     p.clusters_down = clusters_down<Tile>(m);
     p.tiles_across = tiles_across<Tile>(m);
     p.to = Epilogue<T>(m);
-    p.a = operand_map(m.dtype, m.a, m.rows, m.depth, m.a_row, m.a_depth, TILE_ROWS);
-    p.b = operand_map(m.dtype, m.b, b_columns, m.depth, m.b_column, m.b_depth, Tile::COLUMNS / 2);
+    make_operand_map(p.a, m.dtype, m.a, m.rows, m.depth, m.a_row, m.a_depth, TILE_ROWS);
+    make_operand_map(p.b, m.dtype, m.b, b_columns, m.depth, m.b_column, m.b_depth, Tile::COLUMNS / 2);
     Box panel{PANEL_COLUMNS, PANEL_ROWS, CU_TENSOR_MAP_SWIZZLE_64B};
     if (m.out_dtype == m.dtype && m.out_column == 1 && bulk_takes(m.out, m.columns, m.rows, m.out_row)) {
         p.bulk_out = true;
-        p.out = tensor_map(m.dtype, m.out, m.columns, m.rows, m.out_row, panel);
+        make_map(p.out, m.dtype, m.out, m.columns, m.rows, m.out_row, panel);
     }
     // Each half of a gated pre-activation ends by itself, so it has its own map.
     const T* pre = static_cast<const T*>(m.pre);
     if (pre != nullptr && m.pre_column == 1 && bulk_takes(pre, m.columns, m.rows, m.pre_row) &&
         (!gated || m.columns % ALIGNED == 0)) {
         p.bulk_pre = true;
-        p.pre = tensor_map(m.dtype, pre, m.columns, m.rows, m.pre_row, panel);
-        if (gated) p.pre_up = tensor_map(m.dtype, pre + m.columns, m.columns, m.rows, m.pre_row, panel);
+        make_map(p.pre, m.dtype, pre, m.columns, m.rows, m.pre_row, panel);
+        if (gated) make_map(p.pre_up, m.dtype, pre + m.columns, m.columns, m.rows, m.pre_row, panel);
     }
     int pair = 2 * cuda::bytes_of(m.out_dtype);
     p.pairs = m.out_column == 1 && m.out_row % 2 == 0 && reinterpret_cast<uintptr_t>(m.out) % pair == 0;

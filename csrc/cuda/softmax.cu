@@ -9,10 +9,9 @@ using Kernel = void (*)(SoftmaxCall);
 
 template <bool BACKWARD> Kernel kernel_of_vectors(DType dtype) {
     switch (dtype) {
-        case DType::float64: return softmax_vectors<double, BACKWARD>;
-        case DType::float32: return softmax_vectors<float, BACKWARD>;
         case DType::bfloat16: return softmax_vectors<__nv_bfloat16, BACKWARD>;
-        default: return softmax_vectors<__half, BACKWARD>;
+        case DType::float16: return softmax_vectors<__half, BACKWARD>;
+        default: return softmax_vectors<float, BACKWARD>;
     }
 }
 
@@ -43,7 +42,7 @@ void softmax(const Array& x, const Array& y, int axis, bool log, const Array& ou
     auto of_y = call.holds_y ? Moved::held : Moved::read;
     Planned planned = plan_rows(call.rows, call.columns,
                                 {{&call.x, call.in_dtype, Moved::held}, {&call.y, call.in_dtype, of_y}, {&call.out, call.out_dtype, Moved::written}},
-                                call.in_dtype == call.out_dtype, on);
+                                call.in_dtype == call.out_dtype && call.in_dtype != DType::float64, on);
     call.plan = planned.plan;
     bool vectors = planned.access == Access::vectors;
     Kernel kernel = y ? (vectors ? kernel_of_vectors<true>(call.in_dtype) : kernel_of_tiles<true>(call))

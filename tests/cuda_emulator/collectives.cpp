@@ -34,8 +34,8 @@ Exchange* new_exchange(Warp& warp) {
     return exchange;
 }
 
-// Bring a value and wait for those of the other lanes. Every lane of the mask has to call leave() in the end. Of all such
-// operations __syncwarp alone orders accesses to memory.
+// Bring a value and wait for those of the other lanes. Every lane of the mask has to call leave() in the end. Of all
+// such operations __syncwarp alone orders accesses to memory.
 Exchange& meet(unsigned mask, uint64_t value, const char* operation, const Location& where, bool orders = false) {
     Thread& thread = this_thread();
     Warp& warp = thread.warp();

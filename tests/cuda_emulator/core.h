@@ -14,9 +14,10 @@
 //   issue(action)               asynchronous work: runs at once (Completion::early), as late as possible, or at random,
 //                               on behalf of the thread that issued it. AsyncGroups waits for such work by group.
 //   fail(message, where)        a bug in the kernel: throws an Error out of the launch. Never returns.
-//   note_read, note_write       memory.h, for the checked build: the accesses that an instruction makes by itself. Those
-//                               of asynchronous work are noted when it is issued, at one asynchronous_now(), which
-//                               AsyncGroups::add takes and Order::release hands on.
+//   note_read, note_write       memory.h, for the checked build: the accesses that an instruction makes by itself.
+//                               Those of asynchronous work are noted when it is issued, at one asynchronous_now(),
+//                               which AsyncGroups::add takes and Order::release hands on. require_proxy_fence is for
+//                               what it reads of shared memory, and fence_proxy the fence that it requires.
 //   Order                       order.h, for the checked build: what an instruction orders. An mbarrier has one:
 //                               release(thread) at an arrival, release(moment) when a bulk copy has landed, open() when
 //                               the phase completes, acquire() when a wait has succeeded.
@@ -190,17 +191,16 @@ struct Cluster {
     uint32_t number;  // in the order in which they run, from 1; goes on from launch to launch
     std::vector<Block> blocks;
     Barrier barrier;
-    std::deque<Ticket> pending;
-    std::map<std::string, std::any> extensions;
+    std::deque<Ticket> pending;  // asynchronous work that has not landed
 };
 
 Thread& this_thread();
 extern Thread* fiber;  // the thread on whose stack code runs; null in the scheduler and on the host
 
-// How a block-wide state of an extension is reached: made when first asked for.
-template <class State, class Owner> State& extension(Owner& owner, const char* name) {
-    std::any& slot = owner.extensions[name];
-    if (!slot.has_value()) slot.template emplace<State>();
+// What an extension keeps of a block: made when first asked for.
+template <class State> State& extension(Block& block, const char* name) {
+    std::any& slot = block.extensions[name];
+    if (!slot.has_value()) slot.emplace<State>();
     return *std::any_cast<State>(&slot);
 }
 
@@ -216,8 +216,7 @@ template <class Condition> void block_until(Condition condition, const char* ope
 }
 
 void preempt();
-void yield();              // let every other thread run first
-uint64_t random_number();  // of the schedule's generator
+void yield();  // let every other thread run first
 
 // Address in the shared-memory window of the thread's block; addresses of other blocks of the cluster are an error.
 uint32_t shared_window(const void* address);
@@ -242,3 +241,11 @@ void run(const Launch& launch);
 std::string kernel_name(const void* kernel);
 
 }  // namespace cuda_emulator
+
+extern "C" {
+// Called instead of a kernel, with the name and the configuration of its launch: so a launcher can be asked what it would
+// do, on arrays that need not be there. Null: kernels run.
+using cuda_emulator_listener = void (*)(const char* kernel, uint64_t blocks, unsigned threads, unsigned cluster,
+                                        uint64_t dynamic_bytes);
+void cuda_emulator_listen(cuda_emulator_listener listener);
+}

@@ -18,8 +18,10 @@ bool operator==(const Location& a, const Location& b) {
     return a.line() == b.line() && a.column() == b.column() && std::string_view(a.file_name()) == b.file_name();
 }
 
+namespace {
+
 // "void tilegrad::row_sum<(Kind)2>(float*, int)" without what it returns and takes.
-std::string kernel_name(const void* kernel) {
+std::string look_up_kernel(const void* kernel) {
     std::string whole = look_up(static_cast<const char*>(kernel) + 1).function;
     for (const std::string unnamed = "(anonymous namespace)::"; whole.find(unnamed) != std::string::npos;)
         whole.erase(whole.find(unnamed), unnamed.size());
@@ -32,6 +34,15 @@ std::string kernel_name(const void* kernel) {
         if (whole[i] == '(') return whole.substr(start, i - start);
     }
     return whole.substr(start);
+}
+
+}  // namespace
+
+std::string kernel_name(const void* kernel) {
+    static std::map<const void*, std::string> names;
+    std::string& name = names[kernel];
+    if (name.empty()) name = look_up_kernel(kernel);
+    return name;
 }
 
 void fail(const std::string& message, const Location& where) { fail(message + ", " + text(where)); }

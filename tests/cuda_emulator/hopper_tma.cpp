@@ -159,7 +159,9 @@ void tma_store_2d(const CUtensorMap* encoded, const void* shared, int x, int y, 
     check_shared_box(map, shared, where);
     const uint32_t window = shared_window(shared);
     const Moment moment = asynchronous_now(this_thread());
-    note_read(shared, size_t{map.box[0]} * map.box[1] * map.element, moment, where);
+    const size_t bytes = size_t{map.box[0]} * map.box[1] * map.element;
+    note_read(shared, bytes, moment, where);
+    require_proxy_fence(shared, bytes, where);
     for (uint32_t row = 0; row < map.box[1]; ++row) {
         const Row to = row_of(map, x, int64_t{y} + row);
         if (to.global) note_write(to.global, to.bytes, moment, where);
@@ -183,6 +185,7 @@ void tma_store_2d(const CUtensorMap* encoded, const void* shared, int x, int y, 
 
 void bulk_commit() { this_thread().async_groups["bulk"].commit(); }
 void bulk_wait_read(size_t pending) { this_thread().async_groups["bulk"].wait(pending); }
+void fence_proxy_async() { fence_proxy(this_thread()); }
 
 }  // namespace cuda_emulator
 

@@ -22,6 +22,7 @@ void tma_load_2d(void* shared, const CUtensorMap* map, uint64_t* barrier, int x,
 void tma_store_2d(const CUtensorMap* map, const void* shared, int x, int y, const Location& where);
 void bulk_commit();
 void bulk_wait_read(size_t pending);
+void fence_proxy_async();
 
 }  // namespace cuda_emulator
 
@@ -44,6 +45,6 @@ inline void tma_store_2d(const CUtensorMap* map, const void* shared, int x, int 
 }
 inline void bulk_commit() { cuda_emulator::bulk_commit(); }
 template <int pending> void bulk_wait_read() { cuda_emulator::bulk_wait_read(pending); }
-inline void fence_proxy_async() {}
+inline void fence_proxy_async() { cuda_emulator::fence_proxy_async(); }
 
 }  // namespace ptx

@@ -159,6 +159,7 @@ void note_operands(const Wgmma& op, const Moment& moment, const Location& where)
                 if (at < origin || at - origin + 16 > block.dynamic_bytes)
                     fail("wgmma: a matrix is not inside the dynamic shared memory of the block", where);
                 note_read(block.dynamic + (at - origin), 16, moment, where);
+                require_proxy_fence(block.dynamic + (at - origin), 16, where);
             }
     };
     note({op.a, op.a_along_rows, where}, static_cast<int>(warp_number() % warps_of_group) * rows_of_warp, rows_of_warp);

@@ -86,12 +86,45 @@ void __ubsan_handle_type_mismatch_v1(const TypeMismatch* mismatch, const void* a
          Site{__builtin_return_address(0), {}}.text());
 }
 
-// Called when the library is loaded, by each file that is watched.
+// Called by each file that is watched, when the library is loaded.
 void __tsan_init() { checked = true; }
 
-// Host code in the same files: virtual tables, and the guards of static variables.
+// Host code in the same files: virtual tables, and atomics, such as the counts of shared pointers.
 void __tsan_vptr_update(void*, void*) {}
 void __tsan_vptr_read(void*) {}
-uint8_t __tsan_atomic8_load(const volatile uint8_t* address, int) { return __atomic_load_n(address, __ATOMIC_SEQ_CST); }
+
+#define CUDA_EMULATOR_FETCH(bits, operation)                                                                       \
+    uint##bits##_t __tsan_atomic##bits##_fetch_##operation(volatile uint##bits##_t* address, uint##bits##_t value, \
+                                                           int) {                                                  \
+        return __atomic_fetch_##operation(address, value, __ATOMIC_SEQ_CST);                                       \
+    }
+#define CUDA_EMULATOR_EXCHANGE(bits, strength, weak)                                                                   \
+    bool __tsan_atomic##bits##_compare_exchange_##strength(volatile uint##bits##_t* address, uint##bits##_t* expected, \
+                                                           uint##bits##_t value, int, int) {                           \
+        return __atomic_compare_exchange_n(address, expected, value, weak, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);        \
+    }
+#define CUDA_EMULATOR_HOST_ATOMICS(bits)                                                                         \
+    uint##bits##_t __tsan_atomic##bits##_load(const volatile uint##bits##_t* address, int) {                     \
+        return __atomic_load_n(address, __ATOMIC_SEQ_CST);                                                       \
+    }                                                                                                            \
+    void __tsan_atomic##bits##_store(volatile uint##bits##_t* address, uint##bits##_t value, int) {              \
+        __atomic_store_n(address, value, __ATOMIC_SEQ_CST);                                                      \
+    }                                                                                                            \
+    uint##bits##_t __tsan_atomic##bits##_exchange(volatile uint##bits##_t* address, uint##bits##_t value, int) { \
+        return __atomic_exchange_n(address, value, __ATOMIC_SEQ_CST);                                            \
+    }                                                                                                            \
+    CUDA_EMULATOR_FETCH(bits, add)                                                                               \
+    CUDA_EMULATOR_FETCH(bits, sub)                                                                               \
+    CUDA_EMULATOR_FETCH(bits, and)                                                                               \
+    CUDA_EMULATOR_FETCH(bits, or)                                                                                \
+    CUDA_EMULATOR_FETCH(bits, xor)                                                                               \
+    CUDA_EMULATOR_EXCHANGE(bits, strong, false)                                                                  \
+    CUDA_EMULATOR_EXCHANGE(bits, weak, true)
+
+CUDA_EMULATOR_HOST_ATOMICS(8)
+CUDA_EMULATOR_HOST_ATOMICS(16)
+CUDA_EMULATOR_HOST_ATOMICS(32)
+CUDA_EMULATOR_HOST_ATOMICS(64)
+void __tsan_atomic_thread_fence(int) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 
 }  // extern "C"

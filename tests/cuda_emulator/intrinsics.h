@@ -46,7 +46,6 @@ inline int __double2hiint(double value) { return static_cast<int>(std::bit_cast<
 inline int __double2loint(double value) { return static_cast<int>(std::bit_cast<uint64_t>(value)); }
 
 // The fast ones by the formula of the chip, so that their error grows with the argument as it does there.
-inline float __exp2f(float x) { return exp2f(x); }
 inline float __expf(float x) noexcept { return exp2f(x * 1.44269504f); }
 inline float __exp10f(float x) noexcept { return exp2f(x * 3.32192809f); }
 inline float __log2f(float x) noexcept { return log2f(x); }

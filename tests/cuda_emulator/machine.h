@@ -42,7 +42,8 @@ extern "C" void fiber_main();  // what a fiber runs (scheduler.cpp)
 
 [[noreturn]] void report_deadlock(const Cluster& cluster);
 
-// What debug information says of an address in a kernel: function and "softmax.cu:41" (site.cpp).
+// What debug information says of an address in a kernel (site.cpp): the function that it is in, and "softmax.cu:41" for
+// the place, where that is the innermost of the functions inlined there.
 struct SourcePlace {
     std::string function, line;
 };

@@ -15,7 +15,7 @@ void bar_arrive(unsigned barrier, unsigned threads, const Location& where);
 
 namespace ptx {
 
-// cp.async.cg.shared.global [shared], [global], 16: 16 bytes, which arrive at the latest when their group is waited for.
+// cp.async.cg.shared.global [shared], [global], 16. The bytes arrive at the latest when their group is waited for.
 inline void cp_async_16(void* shared, const void* global,
                         cuda_emulator::Location where = cuda_emulator::Location::current()) {
     cuda_emulator::cp_async(shared, global, 16, 16, where);

@@ -160,8 +160,6 @@ void preempt() {
 
 void yield() { leave_fiber(); }
 
-uint64_t random_number() { return machine.random(); }
-
 void Barrier::open() {
     arrived = 0;
     ++generation;
@@ -212,7 +210,6 @@ void run(const Launch& launch) {
         cluster.barrier = Barrier(launch.cluster * launch.block.x * launch.block.y * launch.block.z);
         cluster.pending.clear();
         cluster.number = ++clusters_run;
-        cluster.extensions.clear();
         for (unsigned rank = 0; rank < launch.cluster; ++rank)
             start_block(cluster.blocks[rank], rank, number * launch.cluster + rank, cluster);
         start_order(cluster);

@@ -19,8 +19,6 @@ bool is_foreign(const std::string& place) {
 
 }  // namespace
 
-// addr2line of binutils tells of the functions that were inlined there, innermost first, a line for each name and
-// place.
 SourcePlace look_up(const void* instruction) {
     SourcePlace best{"a kernel", "unknown place"};
     Dl_info info;
@@ -31,12 +29,15 @@ SourcePlace look_up(const void* instruction) {
     std::snprintf(command, sizeof command, "addr2line -ifC --exe='%s' 0x%tx 2>&1", info.dli_fname, offset);
     const std::unique_ptr<FILE, int (*)(FILE*)> pipe(popen(command, "r"), pclose);
     char function[4096], place[4096];
+    bool found = false;
+    // A line for the name of each function and a line for the place in it, innermost first.
     while (pipe && std::fgets(function, sizeof function, pipe.get()) && std::fgets(place, sizeof place, pipe.get())) {
         best.function = function;
         best.function.pop_back();
-        best.line = place;
-        best.line = best.line.substr(0, best.line.find_first_of(" \n"));
-        if (!is_foreign(best.line)) break;
+        if (found) continue;
+        const std::string line = place;
+        best.line = line.substr(0, line.find_first_of(" \n"));
+        found = !is_foreign(best.line);
     }
     best.line = without_folder(best.line);
     return best;
