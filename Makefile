@@ -7,7 +7,7 @@ SOURCES := pyproject.toml setup.py README.md LICENSE $(shell find engine kernels
 # The kernels are made for a range of Triton's versions: constraints.txt pins its lower end, this is the upper one.
 NEWEST_TRITON := 3.9.0
 
-.PHONY: demo test test-newest-triton lint wheel wheel-test sanitize clean
+.PHONY: demo test test-newest-triton lint wheel wheel-test sanitize emulate clean
 
 # Train on handwritten digits, with the curves in a picture.
 demo: .venv-demo/installed
@@ -59,7 +59,7 @@ wheel-test: wheel
 	grep "the CUDA C++ kernels are left out (nvcc is not found)" "$$away/log"; \
 	cd "$$away"; export PATH=; \
 	venv/bin/python -c "$$USE_THE_WHEEL"; \
-	venv/bin/python -c "from tilegrad import _C; assert _C.cuda_architectures"; \
+	venv/bin/python -c "from tilegrad import _C; assert _C.cuda_architectures; print(_C.cuda.why_not() or 'a GPU is here')"; \
 	venv/bin/tilegrad info; \
 	without-nvcc/bin/python -c "from tilegrad import _C; assert not _C.cuda_architectures"; \
 	without-nvcc/bin/tilegrad info
@@ -79,6 +79,16 @@ sanitize: build/sanitize-address/installed build/sanitize-thread/installed
 	$(UNDER_ADDRESS) .venv-test/bin/python tests/fuzz_cpu.py --minutes 0.5; \
 	$(UNDER_THREAD) .venv-test/bin/python tests/fuzz_cpu.py --minutes 0.5; \
 	done
+
+# The CUDA C++ kernels, emulated: the contract in every order of threads and completion that the tests otherwise share out
+# among them, then under AddressSanitizer. Not a part of .ci/run: it takes a quarter of an hour on two cores.
+emulate: .venv-test/installed
+	@set -ex; for seed in 1 2 3; do for completion in early late random; do \
+	CUDA_SCHEDULE="$$seed $$completion" .venv-test/bin/pytest $(IN_PARALLEL) -k cuda $(ON_EVERY_BACKEND); \
+	done; done
+	$(call PRELOADED,libasan.so) ASAN_OPTIONS=detect_leaks=0 .venv-test/bin/pytest $(IN_PARALLEL) -k cuda $(ON_EVERY_BACKEND)
+
+ON_EVERY_BACKEND := tests/test_contract.py tests/test_promises.py
 
 INSTRUCTION_SETS = $(shell for isa in baseline avx2 avx512; do \
 	TILEGRAD_ISA=$$isa .venv-test/bin/python -c "from tilegrad import cpu; print(cpu._C.isa())" 2> /dev/null; done)
@@ -103,6 +113,10 @@ build/sanitize-thread/installed: SANITIZERS := thread
 
 # The list of sources holds the folders too, so that a deleted file counts as a change. build/ goes first, since
 # setuptools would ship again whatever an earlier build left there.
+# CUDA C++ kernels are compiled where there is a GPU to run them; the tests emulate them elsewhere.
+ifeq ($(wildcard /dev/nvidiactl),)
+.venv-%/installed: export TILEGRAD_CUDA ?= 0
+endif
 .venv-%/installed: $(SOURCES)
 	test -x .venv-$*/bin/python || $(PYTHON) -m venv .venv-$*
 	rm -rf build *.egg-info

@@ -1,7 +1,7 @@
 """The CUDA C++ kernels in the table of bench.static: nvcc compiles them for each chip, and their machine code is read.
 
-What is launched with what is asked of the launchers themselves: they run under the emulator of tests/, on arrays that are
-not there, for a chip of the capability in question, and launches are written down instead of run.
+What is launched with what is asked of the launchers themselves: they run under the emulator of tests/, on arrays that
+are not there, for a chip of the capability in question, and launches are written down instead of run.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tilegrad import cuda_kernels
-from tilegrad.cuda_views import SIZES, View, dense
+from tilegrad.cuda_views import CODES, SIZES, View, dense
 from tilegrad.reference import LossOptions
 
 from . import machine_code
@@ -109,23 +109,12 @@ def launches(call: Callable[[], None], chip: str) -> list[Launch]:
     return found
 
 
-class NoMemory(NamedTuple):
-    """An array as a launcher sees it, with nothing behind it."""
-
-    view: View
-    dtype: str
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.view.shape
+NO_MEMORY = 1 << 40  # an address that is as aligned as an allocation's
 
 
-def array(*shape: int, dtype: str = "bfloat16", address: int = 1 << 40) -> View:
-    return dense(address, cuda_kernels_dtype(dtype), *shape)
-
-
-def cuda_kernels_dtype(name: str) -> int:
-    return {"float32": 0, "float64": 1, "bfloat16": 2, "float16": 3, "int64": 11}[name]
+def array(*shape: int, dtype: str = "bfloat16") -> View:
+    """A dense array with nothing behind it."""
+    return dense(NO_MEMORY, CODES[dtype], *shape)
 
 
 class Case(NamedTuple):
@@ -146,42 +135,57 @@ def with_workspace(function: str, *args: Any, **keywords: Any) -> Callable[[], N
 
 def cases() -> dict[str, Case]:
     found: dict[str, Case] = {}
-    for dtype in ("bfloat16", "float32"):
-        of = "" if dtype == "bfloat16" else " fp32"
+    for dtype, of in (("bfloat16", ""), ("float32", " fp32")):
         for columns in (1000, 4096, 32768, 131072):
-            rows = 8192
-            x = [array(rows, columns, dtype=dtype) for _ in range(4)]
-            target, lse = array(rows, dtype="int64"), array(2, rows, dtype="float32")
-            mean, none = LossOptions(), LossOptions("none")
-            loss, losses = array(dtype=dtype), array(rows, dtype=dtype)
-            n, at = rows * columns, f"{columns}{of}"
-            forward = {"lse": lse, "argmax": None, "flag": None}
-            found |= {
-                f"CUDA log_softmax {at}": Case(with_workspace("softmax", x[0], 1, True, out=x[1]), n, 1),
-                f"CUDA softmax {at}": Case(with_workspace("softmax", x[0], 1, False, out=x[1]), n, 1),
-                f"CUDA log_softmax_backward {at}": Case(with_workspace("softmax_backward", x[0], x[1], 1, True, out=x[2]), n, 2),
-                f"CUDA softmax_backward {at}": Case(with_workspace("softmax_backward", x[0], x[1], 1, False, out=x[2]), n, 2),
-                f"CUDA cross_entropy {at}": Case(
-                    with_workspace("cross_entropy", x[0], target, None, mean, loss=loss, grad=x[1], **forward), n, 1),
-                f"CUDA cross_entropy loss {at}": Case(
-                    with_workspace("cross_entropy", x[0], target, None, none, loss=losses, grad=None, **forward), n, 1),
-                f"CUDA cross_entropy_backward {at}": Case(
-                    with_workspace("cross_entropy_backward", losses, x[0], target, None, lse, none, grad=x[1], grad_target=None), n, 1),
-                f"CUDA cross_entropy smoothed {at}": Case(
-                    with_workspace("cross_entropy", x[0], target, array(columns, dtype=dtype), LossOptions("mean", -100, 0.1, 0.0, 30.0),
-                                   loss=loss, grad=x[1], **forward), n, 1, False),
-                f"CUDA nll_loss_backward {at}": Case(
-                    with_workspace("nll_loss_backward", loss, x[0], target, None, none, grad=x[1]), n, 0, False),
-            }  # fmt: skip
+            found |= {f"CUDA {name} {columns}{of}": case for name, case in row_cases(8192, columns, dtype).items()}
     for dtype in ("bfloat16", "float16", "float32", "float64"):
-        a, w, y = array(8192, 4096, dtype=dtype), array(4096, 4096, dtype=dtype), array(8192, 4096, dtype=dtype)
-        b, wide = array(4096, dtype=dtype), array(8192, 4096, dtype=dtype)
-        found[f"CUDA linear {dtype}"] = Case(
-            with_workspace("linear", a, w, b, "gelu", out=y, pre=wide), 8192 * 4096, 0, False)  # fmt: skip
-        found[f"CUDA linear_backward {dtype}"] = Case(
-            with_workspace("linear_backward", y, a, w, wide, "gelu", grad_input=array(8192, 4096, dtype=dtype),
-                           grad_weight=array(4096, 4096, dtype=dtype), grad_bias=b), 8192 * 4096, 0, False)  # fmt: skip
+        found |= {f"CUDA {name} {dtype}": case for name, case in linear_cases(8192, 4096, dtype).items()}
     return found
+
+
+def row_cases(rows: int, columns: int, dtype: str) -> dict[str, Case]:
+    x, y, z = (array(rows, columns, dtype=dtype) for _ in range(3))
+    target, lse, weight = array(rows, dtype="int64"), array(2, rows, dtype="float32"), array(columns, dtype=dtype)
+    loss, losses, each = array(dtype=dtype), array(rows, dtype=dtype), LossOptions("none")
+    n = rows * columns
+
+    def forward(w: View | None, o: LossOptions, of_loss: View, grad: View | None, counts: bool = True) -> Case:
+        call = with_workspace(
+            "cross_entropy", x, target, w, o, loss=of_loss, lse=lse, argmax=None, grad=grad, flag=None
+        )
+        return Case(call, n, 1, counts)
+
+    def softmax(log: bool) -> Case:
+        return Case(with_workspace("softmax", x, 1, log, out=y), n, 1)
+
+    def softmax_backward(log: bool) -> Case:
+        return Case(with_workspace("softmax_backward", x, y, 1, log, out=z), n, 2)
+
+    backward = with_workspace("cross_entropy_backward", losses, x, target, None, lse, each, grad=y, grad_target=None)
+    return {
+        "log_softmax": softmax(True),
+        "softmax": softmax(False),
+        "log_softmax_backward": softmax_backward(True),
+        "softmax_backward": softmax_backward(False),
+        "cross_entropy": forward(None, LossOptions(), loss, y),
+        "cross_entropy loss": forward(None, each, losses, None),
+        "cross_entropy smoothed": forward(weight, LossOptions("mean", -100, 0.1, 0.0, 30.0), loss, y, False),
+        "cross_entropy_backward": Case(backward, n, 1),
+        "nll_loss_backward": Case(
+            with_workspace("nll_loss_backward", loss, x, target, None, each, grad=y), n, 0, False
+        ),
+    }
+
+
+def linear_cases(rows: int, columns: int, dtype: str) -> dict[str, Case]:
+    x, y, pre, grad = (array(rows, columns, dtype=dtype) for _ in range(4))
+    (w, of_w), (b, of_b) = ((array(*s, columns, dtype=dtype) for _ in "12") for s in ((columns,), ()))
+    forward = with_workspace("linear", x, w, b, "gelu", out=y, pre=pre)
+    backward = with_workspace(
+        "linear_backward", y, x, w, pre, "gelu", grad_input=grad, grad_weight=of_w, grad_bias=of_b
+    )
+    n = rows * columns
+    return {"linear": Case(forward, n, 0, False), "linear_backward": Case(backward, n, 0, False)}
 
 
 # --- instructions of a row --------------------------------------------------------------------------------------------
@@ -189,12 +193,11 @@ def cases() -> dict[str, Case]:
 _WIDE = re.compile(r"(LDGSTS|LDG|STG|LDS|STS)\S*\.128")
 _NARROW = re.compile(r"(LDG|STG)(?!\S*\.128)")
 _MEETING = re.compile(r"SHFL|BAR\.SYNC")
-SHUFFLES = 5  # that put a warp's values together
 
 
-def executed(code: MachineCode, launch: Launch, vectors: float) -> float:
-    """How many instructions a thread executes that has so many 16-byte vectors of each array: on the shortest way through
-    the kernel that goes through every loop over whole vectors, every barrier and every shuffle that it can.
+def executed(code: MachineCode, vectors: float) -> float:
+    """How many instructions a thread executes that has so many 16-byte vectors of each array: on the shortest way
+    through the kernel that goes through every loop over whole vectors, every barrier and every shuffle that it can.
 
     What only a row's edges need, or a row that does not fit on the chip, is not on that way.
     """
@@ -209,14 +212,20 @@ def executed(code: MachineCode, launch: Launch, vectors: float) -> float:
         way = _distance(code, at, stop, aside)
         if way is not None:
             total, at = total + way, stop
-    total += min((d for i in code.reached if ins[i].opcode == "EXIT" if (d := _distance(code, at, i, aside)) is not None), default=0)
+    total += min(
+        (d for i in code.reached if ins[i].opcode == "EXIT" if (d := _distance(code, at, i, aside)) is not None),
+        default=0,
+    )
     for body in main:
         wide = [i for i in sorted(body) if _WIDE.match(ins[i].opcode)]
         kinds = {ins[i].opcode.split(".")[0]: 0 for i in wide}
         for i in wide:
             kinds[ins[i].opcode.split(".")[0]] += 1
         unrolled = min(kinds.values())
-        round_ = sum(_distance(code, a, b, set(code.reached) - body) or 0 for a, b in zip(wide, [*wide[1:], wide[0]], strict=True))
+        round_ = sum(
+            _distance(code, a, b, set(code.reached) - body) or 0
+            for a, b in zip(wide, [*wide[1:], wide[0]], strict=True)
+        )
         total += max(0.0, vectors / unrolled - 1) * (round_ or len(body))
     return total
 
@@ -256,30 +265,35 @@ def _distance(code: MachineCode, start: int, end: int, without: set[int]) -> int
 
 def rows(chip: str) -> list[Row]:
     """A row for each kernel that a case launches."""
-    found: dict[tuple[str, str], Row] = {}
+    found: dict[tuple[str, ...], Row] = {}
     for name, case in cases().items():
         for launch in launches(case.call, chip):
             row = _row(chip, name, case, launch)
-            found.setdefault((row.kernel, row.config), row)
+            found.setdefault(row.key, row)
     return list(found.values())
 
 
 def _row(chip: str, name: str, case: Case, launch: Launch) -> Row:
     code = codes(chip)[launch.kernel]
-    kernel = launch.kernel.rpartition("cuda::")[2] if "<" not in launch.kernel else launch.kernel.removeprefix("tilegrad::cuda::")
+    kernel = (
+        launch.kernel.rpartition("cuda::")[2]
+        if "<" not in launch.kernel
+        else launch.kernel.removeprefix("tilegrad::cuda::")
+    )
     warps, counted = launch.threads // 32, case.counts and "vectors" in launch.kernel
+    wide = counted or launch.kernel.startswith("tilegrad::cuda::dz_kernel")
     per_element = None
     if counted:
-        size = 4 if "fp32" in name else 2
+        size = SIZES[CODES["float32" if "fp32" in name else "bfloat16"]]
         elements = case.elements / (launch.blocks * launch.threads)
-        per_element = round(executed(code, launch, elements * size / machine_code.WIDE) / elements, 3)
+        per_element = round(executed(code, elements * size / machine_code.WIDE) / elements, 3)
     return Row(
         chip=chip,
         kernel=kernel,
         case=name,
         config=f"blocks={launch.cluster}/row num_warps={warps}" if launch.cluster > 1 else f"num_warps={warps}",
-        code=f"{chip} {launch.kernel} {launch.threads} {launch.cluster} {launch.shared}",
-        contiguous=case.inputs > 0,
+        code=f"{chip} {launch.kernel} {name}",
+        contiguous=True,
         warps=warps,
         registers=code.registers,
         spilled=code.spilled,
@@ -289,8 +303,8 @@ def _row(chip: str, name: str, case: Case, launch: Launch) -> Row:
         per_element=per_element,
         loads=machine_code.traffic(code, "load"),
         stores=machine_code.traffic(code, "store"),
-        due_loads=machine_code.WIDE * case.inputs if counted else 0,
-        due_stores=machine_code.WIDE if counted else 0,
+        due_loads=machine_code.WIDE * max(1, case.inputs) if wide else 0,
+        due_stores=machine_code.WIDE if wide else 0,
         products=int("hopper" in launch.kernel),
         tensor_ops=machine_code.tensor_ops(code),
     )

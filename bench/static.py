@@ -57,7 +57,8 @@ def _call(module: str, function: str, args: tuple[Any, ...]) -> Any:
 def table(pool: ProcessPoolExecutor, chips: Sequence[str] = CHIPS) -> list[Row]:
     """The rows of every case on every chip; code that several cases launch is a row of the first of them."""
     names = there(pool, "bench.cases", "names").result()
-    futures = [there(pool, "bench.cases", "rows", name, chip) for chip in chips for name in names]
+    futures = [there(pool, "bench.cuda_code", "rows", chip) for chip in chips if chip.startswith("sm_")]
+    futures += [there(pool, "bench.cases", "rows", name, chip) for chip in chips for name in names]
     found: dict[str, Row] = {}
     for future in futures:
         for row in future.result():

@@ -2,7 +2,7 @@
 
 import enum
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 cuda_architectures: tuple[str, ...]  # what the CUDA kernels are compiled for; empty where they are left out
 
@@ -101,6 +101,102 @@ def cublaslt_tune(  # microseconds of the fastest kernel, which matmul takes fro
     d: tuple[int, int],
     **as_for_takes: Any,
 ) -> float: ...
+
+# The CUDA C++ kernels: a module, which builds without nvcc do not have. An array is (address, dtype, shape, strides in
+# bytes), as engine/cuda_views.py makes it. What launches takes the device and the stream last, and returns at once.
+_Array: TypeAlias = tuple[int, int, tuple[int, ...], tuple[int, ...]]
+_Maybe: TypeAlias = _Array | None
+
+class cuda:
+    emulated: bool  # the arrays are in memory of the CPU: tests
+
+    @staticmethod
+    def why_not() -> str | None: ...  # what is missing to run a kernel
+
+    # rows
+    @staticmethod
+    def softmax(x: _Array, y: _Maybe, axis: int, log: bool, out: _Array, device: int, stream: int, /) -> None: ...
+
+    # Losses. Their options are (reduction, ignore_index, label_smoothing, z_loss, softcap), their workspace (address or
+    # 0, and of a loss that several launches make the first block of this one, and the blocks and rows of all).
+    @staticmethod
+    def cross_entropy_blocks(logits: _Array, target: _Array, grad: _Maybe, /) -> int: ...
+    @staticmethod
+    def loss_workspace_bytes(blocks: int, /) -> int: ...
+    @staticmethod
+    def count_targets(target: _Maybe, weight: _Maybe, classes: int, /, *options_workspace_place: float) -> None: ...
+    @staticmethod
+    def cross_entropy(
+        upstream: _Maybe, logits: _Array, target: _Array, weight: _Maybe, /, *options_outputs_workspace_place: Any
+    ) -> None: ...  # outputs: loss, lse, argmax, grad, grad_target, flag
+    @staticmethod
+    def cross_entropy_backward(
+        upstream: _Array,
+        logits: _Array,
+        target: _Array,
+        weight: _Maybe,
+        lse: _Array,
+        /,
+        *options_outputs_workspace_place: Any,
+    ) -> None: ...  # outputs: grad, grad_target
+    @staticmethod
+    def nll_loss(
+        logp: _Array, target: _Array, weight: _Maybe, /, *options_outputs_workspace_place: Any
+    ) -> None: ...  # outputs: loss, flag
+    @staticmethod
+    def nll_loss_backward(
+        upstream: _Array, logp: _Array, target: _Array, weight: _Maybe, /, *options_output_workspace_place: Any
+    ) -> None: ...  # output: grad
+
+    # elements
+    @staticmethod
+    def scale(x: _Array, factor: _Array, device: int, stream: int, /) -> None: ...
+    @staticmethod
+    def put(to: _Array, x: float, device: int, stream: int, /) -> None: ...
+    @staticmethod
+    def copy(source: _Array, to: _Array, index: _Maybe, ignored: int, device: int, stream: int, /) -> None: ...
+
+    # matrices: out = activation(a·bᵀ + bias), or out += a·bᵀ
+    @staticmethod
+    def matmul(
+        a: _Array,
+        b: _Array,
+        bias: _Maybe,
+        pre: _Maybe,
+        out: _Array,
+        activation: int,
+        accumulate: bool,
+        device: int,
+        stream: int,
+        /,
+    ) -> None: ...
+    @staticmethod
+    def hopper_takes(  # whether the same call of matmul is the kernel for Hopper
+        a: _Array,
+        b: _Array,
+        bias: _Maybe,
+        pre: _Maybe,
+        out: _Array,
+        activation: int,
+        accumulate: bool,
+        device: int,
+        stream: int,
+        /,
+    ) -> bool: ...
+    @staticmethod
+    def dz(
+        grad: _Array,
+        saved: _Maybe,
+        dz: _Maybe,
+        bias_grad: _Maybe,
+        activation: int,
+        workspace: int,
+        device: int,
+        stream: int,
+        /,
+    ) -> None: ...
+    @staticmethod
+    def dz_workspace_bytes(grad: _Array, saved: _Maybe, dz: _Maybe, bias_grad: _Maybe, activation: int, /) -> int: ...
 
 # optimisers: (value, gradient, up to three arrays of state or None, number of the step) of each parameter
 def sgd(

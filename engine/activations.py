@@ -165,7 +165,8 @@ ACTIVATIONS = {
     "geglu": Activation(gelu, gelu_grad, gated=True),
 }
 
-CODES: dict[str | None, int] = {name: code for code, name in enumerate(ACTIVATIONS)} | {None: -1}  # as compiled code knows them
+# As compiled code numbers them.
+CODES: dict[str | None, int] = {name: code for code, name in enumerate(ACTIVATIONS)} | {None: -1}
 
 
 def backward(xp: Any, join: Callable[..., Array], name: str, z: Array, grad: Array) -> Array:

@@ -157,6 +157,8 @@ def _run(operation: str, *args: Any, **outputs: Any) -> None:
     """Run an operation on the chosen backend, its arrays as that takes them."""
     name = current()
     if name == "auto":
+        if operation in _LINEAR and is_cupy(args[0]) and _on_cublaslt(operation, args, outputs):
+            return
         name = _automatic(args[0])
     implementation = _implementation(name)
     if name not in ("reference", "cpu"):
@@ -167,6 +169,30 @@ def _run(operation: str, *args: Any, **outputs: Any) -> None:
     args, outputs = tuple(map(_viewed, args)), {k: _viewed(v) for k, v in outputs.items()}
     with np.errstate(all="ignore"), on_device_of(args[0]):
         getattr(implementation, operation)(*args, **outputs)
+
+
+_LINEAR = ("linear", "linear_backward")
+
+
+def _on_cublaslt(operation: str, args: tuple[Any, ...], outputs: dict[str, Any]) -> bool:
+    """Run a linear of CuPy's arrays on cuBLASLt, where that is there and takes it.
+
+    The derivative of an activation is a pass of its own: where there are CUDA C++ kernels, theirs.
+    """
+    if not _installed("tilegrad._C"):
+        return False
+    library = importlib.import_module("tilegrad.cublaslt")
+    if getattr(library, f"takes_{operation}")(*args, **outputs):
+        try:
+            _run_on_addresses(library, operation, args, dict(outputs))
+        except NotImplementedError:  # this version of it has no kernel for that
+            return False
+        return True
+    derived = operation == "linear_backward" and args[-1] is not None and args[-1] in library.ACTIVATIONS
+    if not derived or not library.can_run(args[0]) or _why_not("cuda") is not None:
+        return False
+    _run_on_addresses(importlib.import_module(_PARTS["cuda"][2]), operation, args, outputs)
+    return True
 
 
 def _run_on_addresses(
@@ -193,6 +219,18 @@ def describe() -> list[tuple[str, bool, str]]:
     return [
         (name, (why := _why_not(name)) is None, why or said.get(name, _PARTS.get(name, ("", "", ""))[1]))
         for name in NAMES
+    ]
+
+
+def describe_cuda() -> list[tuple[str, bool, str]]:
+    """What there is for GPUs beside Triton, found or not: the kernels of this build, and NVIDIA's cuBLASLt."""
+    if not _installed("tilegrad._C"):
+        return [(name, False, "this installation has no tilegrad._C") for name in ("kernels", "cuBLASLt")]
+    chips = importlib.import_module("tilegrad._C").cuda_architectures
+    compiled = f"CUDA C++ kernels for {', '.join(chips)}" if chips else "this build has no CUDA C++ kernels"
+    return [
+        ("kernels", bool(chips), compiled),
+        ("cuBLASLt", *importlib.import_module("tilegrad.cublaslt").describe()),
     ]
 
 

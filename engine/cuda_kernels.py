@@ -3,21 +3,24 @@
 Arrays are torch's or CuPy's, of any strides. Launches go to the current stream of the library that owns them, on the
 arrays' device. Nothing here waits or allocates: outputs are handed in, and so is the workspace that each function's
 companion lists.
+
+A product of a linear layer goes to the kernel for Hopper where the chip and the layout allow that, else to cuBLASLt
+where that is there and takes it, else to the kernel that takes everything.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import _C as _extension
+from . import cublaslt
 from .activations import CODES
 from .cuda_views import SIZES, View, Workspace, buffer, buffer_of, dense, given, place_of, view
 from .reference import LossOptions
 
 _C: Any = getattr(_extension, "cuda", None)  # None: this build has no CUDA C++ kernels
-
 
 
 def _place(x: Any) -> tuple[int, int]:
@@ -41,37 +44,47 @@ def linear(
     """As in reference.py: one kernel."""
     place = _place(x)
     a = _matrix(given(x), workspace, "x", place)
-    y, kept = given(out).joined, view(pre)
-    _C.matmul(a, view(weight), view(bias), None if kept is None else kept.joined, y, CODES[activation], False, *place)
+    ends = _Ends(view(bias), activation, _joined(pre))
+    _multiply(a, given(weight), _result(out), ends, tf32, workspace, place)
 
 
 def linear_workspace(
     x: Any, weight: Any, bias: Any, activation: str | None, *, out: Any, pre: Any, tf32: bool = False
 ) -> Workspace:
     """The shape and dtype of each buffer."""
-    return _copies(x=view(x))
+    v, place = given(x), _place(x)
+    ends = _Ends(view(bias), activation, _joined(pre))
+    called = _for_cublaslt(_copied(v), given(weight), _result(out), ends, tf32, place)
+    return _copies(x=v) | (cublaslt.workspace_of(place[0]) if called else {})
 
 
 def linear_backward(
     grad: Any, x: Any, weight: Any, saved: Any, activation: str | None, *, grad_input: Any, grad_weight: Any,
     grad_bias: Any, tf32: bool = False, workspace: dict[str, Any] | None = None,
 ) -> None:  # fmt: skip
-    """As in reference.py: dZ and the bias's gradient in one pass, then a product for each of the other two."""
+    """As in reference.py: dZ and the bias's gradient in one pass, then a product for each of the other two.
+
+    Without an activation, and where cuBLASLt makes the weight's gradient, that makes the bias's, too.
+    """
     place, w = _place(grad), given(weight)
     g = _matrix(given(grad), workspace, "grad", place)
     kept = None if saved is None else _matrix(given(saved), workspace, "saved", place)
+    a = None if grad_weight is None else _matrix(given(x), workspace, "x", place)
+    done = False
+    if activation is None and grad_bias is not None and a is not None:
+        ends = _Ends(sums=view(grad_bias))
+        done = _on_cublaslt(g.turned, a.turned, given(grad_weight), ends, tf32, workspace, place)
     dz = g
     if activation is not None:
         dz = buffer(workspace, "dz", g.dtype, g.shape[0], w.shape[0])
-    if activation is not None or grad_bias is not None:
+    if activation is not None or (grad_bias is not None and not done):
         sums = buffer(workspace, "sums", 1, 0).address if workspace and "sums" in workspace else 0
         made = None if activation is None else dz
         _C.dz(g, kept, made, view(grad_bias), CODES[activation], sums, *place)
     if grad_input is not None:
-        _C.matmul(dz, w.turned, None, None, given(grad_input).joined, -1, False, *place)
-    if grad_weight is not None:
-        a = _matrix(given(x), workspace, "x", place)
-        _C.matmul(dz.turned, a.turned, None, None, view(grad_weight), -1, False, *place)
+        _multiply(dz, w.turned, _result(grad_input), _PLAIN, tf32, workspace, place)
+    if a is not None and not done:
+        _multiply(dz.turned, a.turned, given(grad_weight), _PLAIN, tf32, workspace, place)
 
 
 def linear_backward_workspace(
@@ -79,7 +92,7 @@ def linear_backward_workspace(
     grad_bias: Any, tf32: bool = False,
 ) -> Workspace:  # fmt: skip
     """The shape and dtype of each buffer."""
-    g, kept, w = given(grad), view(saved), given(weight)
+    g, kept, w, place = given(grad), view(saved), given(weight), _place(grad)
     listed = _copies(grad=g, saved=kept, x=view(x) if grad_weight is not None else None)
     rows, columns = math.prod(g.shape[:-1]), w.shape[0]
     if activation is not None:
@@ -92,7 +105,77 @@ def linear_backward_workspace(
         needed = _C.dz_workspace_bytes(matrix, of_saved, made, view(grad_bias), CODES[activation])
         if needed:
             listed["sums"] = buffer_of(needed)
+    dz = _copied(g) if activation is None else dense(_SOMEWHERE, g.dtype, rows, columns)
+    products = []
+    if grad_input is not None:
+        products.append((dz, w.turned, _result(grad_input)))
+    if grad_weight is not None:
+        products.append((dz.turned, _copied(given(x)).turned, given(grad_weight)))
+    if any(_for_cublaslt(*product, _PLAIN, tf32, place) for product in products):
+        listed |= cublaslt.workspace_of(place[0])
     return listed
+
+
+class _Ends(NamedTuple):
+    """What a product ends in."""
+
+    bias: View | None = None
+    activation: str | None = None
+    pre: View | None = None
+    sums: View | None = None  # of the first matrix's rows: only on cuBLASLt
+
+
+_PLAIN = _Ends()
+
+
+def _multiply(
+    a: View, b: View, out: View, ends: _Ends, tf32: bool, workspace: dict[str, Any] | None, place: tuple[int, int]
+) -> None:
+    """out = activation(a·bᵀ + bias)."""
+    if not _on_cublaslt(a, b, out, ends, tf32, workspace, place):
+        _C.matmul(a, b, ends.bias, ends.pre, out, CODES[ends.activation], False, *place)
+
+
+def _on_cublaslt(
+    a: View, b: View, out: View, ends: _Ends, tf32: bool, workspace: dict[str, Any] | None, place: tuple[int, int]
+) -> bool:
+    """Have the product made there, if that is where it goes."""
+    call = _for_cublaslt(a, b, out, ends, tf32, place)
+    if call is None:
+        return False
+    try:
+        cublaslt.run(call, workspace, place)
+    except NotImplementedError:  # this version of it has no kernel for that
+        return False
+    return True
+
+
+def _for_cublaslt(a: View, b: View, out: View, ends: _Ends, tf32: bool, place: tuple[int, int]) -> cublaslt.Call | None:
+    """The call, if the product goes there: the rule for all products of linear layers."""
+    if cublaslt.why_not(place[0]) is not None:
+        return None
+    if _C.hopper_takes(a, b, ends.bias, ends.pre, out, CODES[ends.activation], False, *place):
+        return None
+    return cublaslt.call_of(a, b, out, **ends._asdict(), tf32=tf32)
+
+
+_SOMEWHERE = 1 << 8  # the address of what is not made yet: aligned, as it will be
+
+
+def _copied(x: View) -> View:
+    """What `_matrix` will make of it."""
+    return x.joined or dense(_SOMEWHERE, x.dtype, math.prod(x.shape[:-1]), x.shape[-1])
+
+
+def _joined(x: Any) -> View | None:
+    return None if x is None else _result(x)
+
+
+def _result(x: Any) -> View:
+    """An output of ours, as a matrix."""
+    made = given(x).joined
+    assert made is not None
+    return made
 
 
 def _matrix(x: View, workspace: dict[str, Any] | None, name: str, place: tuple[int, int]) -> View:
@@ -312,8 +395,9 @@ def linear_cross_entropy(
 ) -> None:  # fmt: skip
     """As in reference.py: of each chunk the logits, then the loss with their gradient, then what becomes of that.
 
-    With N samples, C classes and K features: 6·N·C·K FLOPs with both gradients. Logits are float32 (float64 of float64),
-    and so are sums of gradients of several parts; a single part's gradient is rounded to 16 bits before it is multiplied.
+    With N samples, C classes and K features: 6·N·C·K FLOPs with both gradients. Logits are float32 (float64 of
+    float64), and so are sums of gradients of several parts; a single part's gradient is rounded to 16 bits before it is
+    multiplied.
     """
     assert workspace is not None
     place, grads = _place(x), (grad_input, grad_weight, grad_bias, grad_target)
@@ -336,6 +420,8 @@ def linear_cross_entropy(
             c.of(argmax, start, d), dz, c.of(c.grad_target, start, d), flagged, address, firsts[launched], firsts[-1],
             c.samples * c.positions, *place,
         )  # fmt: skip
+        if dz is None:
+            continue
         if c.grad_input is not None:
             made = c.grad_input.part(start, stop)
             sums = buffer(workspace, "sums_input", c.wide, stop - start, c.features) if c.sums_input else made
@@ -364,15 +450,16 @@ def _finish(c: _Chunks, o: LossOptions, loss: Any, workspace: dict[str, Any], pl
     """Write what is in sums, and what no launch has written where there are no samples."""
     if c.samples == 0:
         if c.scalar:
-            z, t = dense(0, c.wide, 0, c.classes), dense(0, c.target.dtype, *(c.target.shape[:1] if c.indices else (0, c.classes)))
+            z = dense(0, c.wide, 0, c.classes)
+            t = dense(0, c.target.dtype, *((0,) if c.indices else (0, c.classes)))
             _C.cross_entropy(None, z, t, None, *_options(o), view(loss), *[None] * 5, *_single(workspace), *place)
         for grad in (c.grad_weight, c.grad_bias):
             if grad is not None:
                 whole = dense(grad.address, grad.dtype, c.classes, grad.size // max(1, c.classes))
-                none = dense(0, grad.dtype, 0, c.classes)
-                _C.matmul(none.turned, dense(0, grad.dtype, 0, whole.shape[1]).turned, None, None, whole, -1, False, *place)
+                a, b = (dense(0, grad.dtype, 0, columns).turned for columns in whole.shape)
+                _C.matmul(a, b, None, None, whole, -1, False, *place)
         return
-    if c.sums_weight:
+    if c.sums_weight and c.grad_weight is not None:
         _C.copy(_sums(workspace, "sums_weight", c.wide, c.grad_weight), c.grad_weight, None, 0, *place)
     if c.grad_bias is not None:
         _C.copy(_sums(workspace, "sums_bias", c.wide, c.grad_bias), c.grad_bias, None, 0, *place)

@@ -12,7 +12,7 @@ Workspace = dict[str, tuple[tuple[int, ...], str]]
 _FLOATS = ("float32", "float64", "bfloat16", "float16")
 _INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 _NAMES = dict(enumerate(_FLOATS)) | dict(enumerate(_INTEGERS, 8))
-_DTYPES = {name: code for code, name in _NAMES.items()} | {"bool": 12}
+CODES = {name: code for code, name in _NAMES.items()} | {"bool": 12}  # of the dtypes, as the extension numbers them
 SIZES = {0: 4, 1: 8, 2: 2, 3: 2} | {code: 1 << code % 4 for code in range(8, 16)}  # bytes
 
 
@@ -81,9 +81,9 @@ def given(x: Any) -> View:
 @functools.cache
 def _code(dtype: Any) -> int:
     name = str(dtype).rpartition(".")[2]
-    if name not in _DTYPES:
-        raise TypeError(f"the CUDA C++ kernels take {', '.join(_DTYPES)}, got {name}")
-    return _DTYPES[name]
+    if name not in CODES:
+        raise TypeError(f"the CUDA C++ kernels take {', '.join(CODES)}, got {name}")
+    return CODES[name]
 
 
 def dense(address: int, dtype: int, *shape: int) -> View:

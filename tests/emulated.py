@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from cuda_emulator import build
 
-from tilegrad import backends, cuda_kernels
+from tilegrad import backends, cublaslt, cuda_kernels
 from tilegrad.cuda_views import SIZES, View, view
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,7 +56,11 @@ def schedule_of(name: str) -> Schedule:
 
 @functools.cache
 def _path() -> Path:
-    units = [*sorted((ROOT / "csrc/cuda").glob("*.cu")), ROOT / "csrc/cuda/module.cpp", ROOT / "tests/emulated_module.cpp"]
+    units = [
+        *sorted((ROOT / "csrc/cuda").glob("*.cu")),
+        ROOT / "csrc/cuda/module.cpp",
+        ROOT / "tests/emulated_module.cpp",
+    ]
     includes = [ROOT / "csrc", Path(sysconfig.get_path("include"))]
     return build.library(units, includes=includes, address_sanitizer=_sanitized())
 
@@ -85,15 +89,16 @@ def library() -> ctypes.CDLL:
 
 @contextlib.contextmanager
 def running(schedule: Schedule = SCHEDULES[0]) -> Iterator[None]:
-    """Inside, the backend "cuda" can run, in memory of the CPU."""
-    before, implementation = cuda_kernels._C, backends._PARTS["cuda"]
+    """Inside, the backend "cuda" can run, in memory of the CPU, which cuBLASLt cannot reach."""
+    before, implementation, why_not = cuda_kernels._C, backends._PARTS["cuda"], cublaslt.why_not
     cuda_kernels._C = extension()
+    cublaslt.why_not = lambda device: "the arrays are in the memory of the CPU"
     backends._PARTS["cuda"] = (*implementation[:2], __name__)
     schedule.begin()
     try:
         yield
     finally:
-        cuda_kernels._C = before
+        cuda_kernels._C, cublaslt.why_not = before, why_not
         backends._PARTS["cuda"] = implementation
         library().cuda_emulator_forget()
 
@@ -125,7 +130,9 @@ def _watched(function: Any, *args: Any, **outputs: Any) -> None:
         if name not in ("workspace", "inplace", "flag", "upstream") and hasattr(x, "shape") and not _sanitized():
             v = view(x)
             assert v is not None
-            assert traffic(name).distinct_written == v.size * SIZES[v.dtype], f"{function.__name__}: {name} is not all written"
+            assert traffic(name).distinct_written == v.size * SIZES[v.dtype], (
+                f"{function.__name__}: {name} is not all written"
+            )
 
 
 _names: list[str] = []

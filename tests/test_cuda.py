@@ -121,7 +121,29 @@ def test_what_does_not_fit_on_the_chip_is_read_again_and_right() -> None:
 # --- all lengths ------------------------------------------------------------------------------------------------------
 
 # One lane, several; a warp's, ragged; a block's; a cluster's of 2, 4, 8 and 16 blocks, and more than they hold.
-LENGTHS = [1, 2, 3, 7, 8, 31, 33, 127, 255, 257, 1000, 1023, 2049, 4096, 5003, 32768, 32771, 50257, 128256, 262147, 524288]
+LENGTHS = [
+    1,
+    2,
+    3,
+    7,
+    8,
+    31,
+    33,
+    127,
+    255,
+    257,
+    1000,
+    1023,
+    2049,
+    4096,
+    5003,
+    32768,
+    32771,
+    50257,
+    128256,
+    262147,
+    524288,
+]
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
@@ -138,11 +160,30 @@ def test_rows_of_every_length_that_begin_anywhere(columns: int, dtype: str) -> N
     reference.cross_entropy(z, target, None, o, loss=loss, lse=lse, argmax=argmax, grad=of_logits, flag=None)
     eps = {"bfloat16": 2.0**-8, "float32": 1e-6, "float64": 1e-13}[dtype]
     np.testing.assert_allclose(made.loss.astype(np.float64), loss, rtol=4 * eps, atol=8 * eps)
-    np.testing.assert_allclose(backends.logsumexp_of(made.lse), lse[0] + lse[1], atol=1e-13 if dtype == "float64" else 1e-5)
+    np.testing.assert_allclose(
+        backends.logsumexp_of(made.lse), lse[0] + lse[1], atol=1e-13 if dtype == "float64" else 1e-5
+    )
     np.testing.assert_array_equal(made.argmax, argmax)
     np.testing.assert_allclose(grad.astype(np.float64), of_logits, rtol=4 * eps, atol=4 * eps * np.abs(of_logits).max())
     logp = backends.softmax(z, 1, True)
-    np.testing.assert_allclose(logp.astype(np.float64), z.astype(np.float64) - (lse[0] + lse[1])[:, None], rtol=2 * eps, atol=4 * eps)
+    np.testing.assert_allclose(
+        logp.astype(np.float64), z.astype(np.float64) - (lse[0] + lse[1])[:, None], rtol=2 * eps, atol=4 * eps
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("columns", [12, 700, 40_000])
+def test_large_logits_lose_nothing(columns: int, dtype: str) -> None:
+    z = np.full((3, columns), -10_000).astype(DTYPES[dtype])
+    z[:, ::5] = np.float32(z[0, 0]) + 20_096  # a multiple of each dtype's step there
+    z[0, 0] = z[1, 5] = 8192
+    made = backends.cross_entropy(z, np.full(3, 10), None, LossOptions("none"), False, True)
+    largest = np.sum(z == z.max(1, keepdims=True), 1)
+    np.testing.assert_allclose(made.lse[1], np.log(largest), rtol=2e-6)
+    np.testing.assert_allclose(
+        made.loss.astype(np.float64), np.log(largest), rtol=2.0**-7 if dtype == "bfloat16" else 1e-3
+    )
+    np.testing.assert_allclose(backends.softmax(z, 1, False)[2, 0].astype(np.float64), 1 / largest[2], rtol=2.0**-8)
 
 
 @pytest.mark.parametrize("shape", [(3, 5000, 7), (2, 300, 33), (1, 70000, 3), (40, 129, 1)])
@@ -192,7 +233,10 @@ def test_arrays_of_the_cpu_are_refused_where_nothing_is_emulated(monkeypatch: py
 
 def test_a_build_without_the_kernels_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_kernels, "_C", None)
-    with pytest.raises(RuntimeError, match="backend 'cuda' cannot run: .* build it where nvcc is found"), tg.backend("cuda"):
+    with (
+        pytest.raises(RuntimeError, match=r"backend 'cuda' cannot run: .* build it where nvcc is found"),
+        tg.backend("cuda"),
+    ):
         pass
 
 
@@ -217,3 +261,9 @@ def test_more_columns_than_31_bits_count_are_refused() -> None:
     with pytest.raises(ValueError, match="expected fewer than 2147418111 columns, got 2147483648"):
         cuda_kernels.softmax(x, 1, True, out=x)
     assert math.prod(x.shape) == 2**31
+
+
+def test_more_rows_than_a_grid_has_blocks_are_refused() -> None:
+    x = np.broadcast_to(np.float32(0), (2**31, 5000))
+    with pytest.raises(ValueError, match="the launch of softmax: expected at most 2147483647 blocks, got 2147483648"):
+        cuda_kernels.softmax(x, 1, True, out=x)

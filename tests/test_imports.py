@@ -46,7 +46,10 @@ MAY_IMPORT = {
     "kernels": "",
     "reference": "storage activations",
     "cpu": "storage activations reference _C",
-    "backends": "storage activations cuda reference cpu kernels _C",
+    "cuda_views": "",
+    "cublaslt": "cuda_views _C",
+    "cuda_kernels": "activations reference cuda_views cublaslt _C",
+    "backends": "storage activations cuda reference cpu kernels cublaslt cuda_kernels _C",
     "fused": f"storage activations graph {OPERATIONS} backends",
     "torch": "storage activations backends",
     # what users build with

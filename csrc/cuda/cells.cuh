@@ -1,9 +1,9 @@
 // The elements of a row that one thread works on, and how they are moved: whatever a kernel computes of them is written
 // once, over either of two kinds of cells.
 //
-// VectorCells moves 16 bytes at a time, between rows that lie one element behind the other: of a row that begins or ends
-// elsewhere than on a multiple of 16 bytes, the first and the last vector are made of single elements. TileCells takes
-// any strides and dtypes, and rows so short that several of them make a vector.
+// VectorCells moves 16 bytes at a time, between rows that lie one element behind the other: of a row that begins or
+// ends elsewhere than on a multiple of 16 bytes, the first and the last vector are made of single elements. TileCells
+// takes any strides and dtypes, and rows so short that several of them make a vector.
 //
 // A row is asked for as a whole before anything is computed, straight into shared memory (cp.async). Every thread gets
 // back the elements that it asked for itself, so no barrier is needed, and the row is read from memory once. What does
@@ -30,8 +30,8 @@ struct InRow {
     const char* data;
     int64_t column;  // from one element to the next, in bytes
     DType dtype;
-    bool held;              // kept in shared memory, as far as there is room
-    const char* block;      // the first row of the block: for rows that are moved together
+    bool held;          // kept in shared memory, as far as there is room
+    const char* block;  // the first row of the block: for rows that are moved together
 };
 
 struct OutRow {
@@ -41,8 +41,8 @@ struct OutRow {
     char* block;
 };
 
-// How the launcher of a kernel divides its work. Of the dynamic shared memory of a block come first two areas of scratch for
-// reductions and one for the cluster's, then the rows.
+// How the launcher of a kernel divides its work. Of the dynamic shared memory of a block come first two areas of
+// scratch for reductions and one for the cluster's, then the rows.
 struct Plan {
     Teams teams;
     int block;      // threads
@@ -59,7 +59,7 @@ struct Part {
     int begin, end;
 
     __device__ Part(int count, const Teams& teams, const Team& team) {
-        int each = (count + teams.cluster - 1) / teams.cluster;
+        int each = static_cast<int>(ceil_div(count, teams.cluster));
         begin = min(count, each * team.rank);
         end = min(count, begin + each);
     }
@@ -76,7 +76,8 @@ template <class T, class TO> class VectorCells {
     static constexpr bool KEEPS = sizeof(T) == sizeof(A);  // whether the memory of an input has room for a result
 
     // The plan's `room` counts the vectors of a row. `first` is the address of the first element of any of the arrays.
-    __device__ VectorCells(const InRow (&in)[2], const char* first, int columns, T filler, const Plan& plan, const Team& team, char* memory)
+    __device__ VectorCells(const InRow (&in)[2], const char* first, int columns, T filler, const Plan& plan,
+                           const Team& team, char* memory)
         : columns_(columns), filler_(filler), thread_(team.thread), threads_(plan.teams.threads),
           shift_(static_cast<int>(reinterpret_cast<uintptr_t>(first) / sizeof(T) % W)),
           part_(columns > 0 ? (shift_ + columns + W - 1) / W : 0, plan.teams, team) {
@@ -218,7 +219,7 @@ template <class T, class TO> class VectorCells {
     }
 
     const T* rows_[2];
-    uint4* held_[2];               // the place of vector 0, which may be another block's
+    uint4* held_[2];  // the place of vector 0, which may be another block's
     int columns_;
     T filler_;
     int thread_, threads_, shift_;
@@ -229,9 +230,9 @@ template <class T, class TO> class VectorCells {
 
 // --- tiles -----------------------------------------------------------------------------------------------------------
 
-// Elements one by one. Rows that lie one behind the other, in the outputs as in the inputs and at the same distance from a
-// multiple of 16 bytes, are moved `together`, as one piece of memory, 16 bytes at a time. What is made of them takes the
-// place of the inputs until all of it is written.
+// Elements one by one. Rows that lie one behind the other, in the outputs as in the inputs and at the same distance
+// from a multiple of 16 bytes, are moved `together`, as one piece of memory, 16 bytes at a time. What is made of them
+// takes the place of the inputs until all of it is written.
 template <class Accumulator> class TileCells {
   public:
     static constexpr int W = 1;
@@ -240,10 +241,12 @@ template <class Accumulator> class TileCells {
     static constexpr bool KEEPS = false;
 
     // The plan's `room` counts the elements of a thread; of rows that move together, the bytes of an input.
-    __device__ TileCells(const InRow (&in)[2], int columns, int64_t rows, const Plan& plan, const Team& team, char* memory)
+    __device__ TileCells(const InRow (&in)[2], int columns, int64_t rows, const Plan& plan, const Team& team,
+                         char* memory)
         : columns_(columns), thread_(team.thread), threads_(plan.teams.threads), room_(plan.room), together_(0),
           part_(team.row < rows ? columns : 0, plan.teams, team) {
-        if (plan.together) together_ = static_cast<int>(min(static_cast<int64_t>(plan.teams.rows), rows - (team.row - team.index)));
+        if (plan.together)
+            together_ = static_cast<int>(min(static_cast<int64_t>(plan.teams.rows), rows - (team.row - team.index)));
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             in_[i] = in[i];
@@ -264,7 +267,8 @@ template <class Accumulator> class TileCells {
         if (together_ > 0) {
 #pragma unroll
             for (int i = 0; i < 2; i++)
-                if (in_[i].data != nullptr) move<true>(const_cast<char*>(in_[i].block), pieces_[i], size_of(in_[i].dtype));
+                if (in_[i].data != nullptr)
+                    move<true>(const_cast<char*>(in_[i].block), pieces_[i], size_of(in_[i].dtype));
             ptx::cp_async_commit();
             return;
         }
@@ -272,7 +276,8 @@ template <class Accumulator> class TileCells {
         for (int i = 0; i < 2; i++) {
             if (!in_[i].held) continue;
             int k = 0;
-            for (int c = part_.begin + thread_; c < part_.end && k < room_; c += threads_, k++) copy(place(i, c, k), from(i, c), size_of(in_[i].dtype));
+            for (int c = part_.begin + thread_; c < part_.end && k < room_; c += threads_, k++)
+                copy(place(i, c, k), from(i, c), size_of(in_[i].dtype));
         }
     }
 
@@ -302,8 +307,10 @@ template <class Accumulator> class TileCells {
             read(0, c, k, x);
             read(1, c, k, y);
             f(x, y, c, to, to_other);
-            if (out.data != nullptr) store(together_ > 0 ? place(0, c, k) : out.data + c * out.column, out.dtype, to[0]);
-            if (other.data != nullptr) store(together_ > 0 ? place(1, c, k) : other.data + c * other.column, other.dtype, to_other[0]);
+            if (out.data != nullptr)
+                store(together_ > 0 ? place(0, c, k) : out.data + c * out.column, out.dtype, to[0]);
+            if (other.data != nullptr)
+                store(together_ > 0 ? place(1, c, k) : other.data + c * other.column, other.dtype, to_other[0]);
         }
         if (together_ == 0) return;
         __syncthreads();  // so that all of a piece is made before it is moved
@@ -335,7 +342,8 @@ template <class Accumulator> class TileCells {
 
     // The rows of the block between global and shared memory, where they lie at the same distance from 16 bytes.
     template <bool IN> __device__ void move(char* global, char* shared, int size) const {
-        int lead = static_cast<int>(reinterpret_cast<uintptr_t>(global) % WIDE), end = lead + together_ * columns_ * size;
+        int lead = static_cast<int>(reinterpret_cast<uintptr_t>(global) % WIDE),
+            end = lead + together_ * columns_ * size;
         char* start = global - lead;
         for (int at = static_cast<int>(threadIdx.x) * WIDE; at < end; at += static_cast<int>(blockDim.x) * WIDE) {
             if (at >= lead && at + WIDE <= end) {

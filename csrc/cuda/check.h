@@ -16,7 +16,8 @@ namespace tilegrad::cuda {
 inline void check(cudaError_t status, const char* what) {
     if (status == cudaSuccess) return;
     cudaGetLastError();  // it is told of now: the next call must not find it again
-    throw std::runtime_error(std::string(what) + " failed: " + cudaGetErrorName(status) + " (" + cudaGetErrorString(status) + ")");
+    throw std::runtime_error(std::string(what) + " failed: " + cudaGetErrorName(status) + " (" +
+                             cudaGetErrorString(status) + ")");
 }
 
 }  // namespace tilegrad::cuda

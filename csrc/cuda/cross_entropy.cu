@@ -26,7 +26,8 @@ template <bool BACKWARD> Kernel kernel_of_vectors(const CrossEntropyCall& call, 
 
 // Whether kernels of vectors exist for the dtypes: float64 is moved element by element, as half a vector is one.
 bool has_vectors(const CrossEntropyCall& call, bool backward) {
-    bool narrows = call.dtype == DType::float32 && size_of(call.grad_dtype) == 2 && !backward && call.grad_target.data == nullptr;
+    bool narrows =
+        call.dtype == DType::float32 && size_of(call.grad_dtype) == 2 && !backward && call.grad_target.data == nullptr;
     bool grad = call.grad.data == nullptr || call.grad_dtype == call.dtype || narrows;
     bool target = call.probabilities.data == nullptr || call.target_dtype == call.dtype;
     bool grad_target = call.grad_target.data == nullptr || call.grad_target_dtype == call.dtype;
@@ -34,8 +35,8 @@ bool has_vectors(const CrossEntropyCall& call, bool backward) {
 }
 
 // What forward and backward have in common. The layout keeps the places of the call's lines, so neither may move.
-cpu::Layout describe(CrossEntropyCall& call, const Array& logits, const Array& target, const Array& weight, const Array& lse,
-                     const LossOptions& o, const Array& grad, const Array& flag) {
+cpu::Layout describe(CrossEntropyCall& call, const Array& logits, const Array& target, const Array& weight,
+                     const Array& lse, const LossOptions& o, const Array& grad, const Array& flag) {
     int axis = logits.ndim > 1;
     call.classes = columns_of(logits, axis, "cross_entropy");
     cpu::Layout layout(logits, axis);
@@ -80,23 +81,24 @@ Planned planned(CrossEntropyCall& call, bool backward) {
 // Once all arrays are in the layout.
 void place(CrossEntropyCall& call, const cpu::Layout& layout) {
     call.rows = layout.rows();
-    close_last(call.rows, {&call.logits, &call.probabilities, &call.indices.lines, &call.grad, &call.grad_target, &call.top, &call.log_sum,
-                           &call.argmax, &call.loss, &call.upstream});
+    close_last(call.rows, {&call.logits, &call.probabilities, &call.indices.lines, &call.grad, &call.grad_target,
+                           &call.top, &call.log_sum, &call.argmax, &call.loss, &call.upstream});
 }
 
 template <bool BACKWARD>
-void run(CrossEntropyCall& call, const LossOptions& o, const Planned& planned, const LossWorkspace& workspace, cudaStream_t stream) {
+void run(CrossEntropyCall& call, const LossOptions& o, const Planned& planned, const LossWorkspace& workspace,
+         cudaStream_t stream) {
     const char* what = BACKWARD ? "the launch of cross_entropy_backward" : "the launch of cross_entropy";
     call.plan = planned.plan;
     int64_t rows = workspace.shared ? workspace.rows : call.rows.count;
     call.by_share = call.by_count = o.reduction == Reduction::mean ? static_cast<double>(rows) : 1;
     call.of_weights = call.classes;
     bool has_indices = call.indices.lines.data != nullptr;
-    bool of_rows = o.reduction == Reduction::mean && has_indices, of_classes = o.label_smoothing != 0 && call.indices.weights.data != nullptr;
-    if ((of_rows || of_classes) && !workspace.shared) {
-        reset(workspace, stream);
-        count(call.rows, call.indices, of_rows, of_classes, workspace, stream);
-    }
+    bool of_rows = o.reduction == Reduction::mean && has_indices,
+         of_classes = o.label_smoothing != 0 && call.indices.weights.data != nullptr;
+    bool counts = of_rows || of_classes;
+    if (!workspace.shared && (counts || call.total != nullptr)) reset(workspace, stream);
+    if (!workspace.shared && counts) count(call.rows, call.indices, of_rows, of_classes, workspace, stream);
     if (of_rows) call.counted_rows = workspace.counted;
     if (of_classes) call.counted_weights = workspace.counted + 2;
     bool general = o.label_smoothing != 0 || o.softcap != 0 || !has_indices || call.argmax.data != nullptr;
@@ -116,9 +118,9 @@ int64_t cross_entropy_blocks(const Array& logits, const Array& target, const Arr
     return ceil_div(call.rows.count, planned(call, false).plan.teams.rows);
 }
 
-void cross_entropy(const Array& upstream, const Array& logits, const Array& target, const Array& weight, const LossOptions& o,
-                   const Array& loss, const Array& lse, const Array& argmax, const Array& grad, const Array& grad_target, const Array& flag,
-                   const LossWorkspace& workspace, cudaStream_t stream) {
+void cross_entropy(const Array& upstream, const Array& logits, const Array& target, const Array& weight,
+                   const LossOptions& o, const Array& loss, const Array& lse, const Array& argmax, const Array& grad,
+                   const Array& grad_target, const Array& flag, const LossWorkspace& workspace, cudaStream_t stream) {
     CrossEntropyCall call{};
     cpu::Layout layout = describe(call, logits, target, weight, lse, o, grad, flag);
     layout.elements(argmax, call.argmax);
@@ -134,7 +136,6 @@ void cross_entropy(const Array& upstream, const Array& logits, const Array& targ
     Planned plan = planned(call, false);
     int64_t blocks = ceil_div(call.rows.count, plan.plan.teams.rows);
     if (call.total != nullptr) {
-        if (!workspace.shared) reset(workspace, stream);
         if (call.rows.count == 0 && !workspace.shared) {
             fill_loss_of_no_rows(loss, o, stream);
             return;
@@ -145,9 +146,9 @@ void cross_entropy(const Array& upstream, const Array& logits, const Array& targ
     run<false>(call, o, plan, workspace, stream);
 }
 
-void cross_entropy_backward(const Array& upstream, const Array& logits, const Array& target, const Array& weight, const Array& lse,
-                            const LossOptions& o, const Array& grad, const Array& grad_target, const LossWorkspace& workspace,
-                            cudaStream_t stream) {
+void cross_entropy_backward(const Array& upstream, const Array& logits, const Array& target, const Array& weight,
+                            const Array& lse, const LossOptions& o, const Array& grad, const Array& grad_target,
+                            const LossWorkspace& workspace, cudaStream_t stream) {
     CrossEntropyCall call{};
     cpu::Layout layout = describe(call, logits, target, weight, lse, o, grad, {});
     add_upstream(call, layout, upstream, grad_target);

@@ -1,4 +1,5 @@
-// Cross-entropy of rows of logits: the loss, and in the same pass its gradient; or the gradient alone, from the logsumexp.
+// Cross-entropy of rows of logits: the loss, and in the same pass its gradient; or the gradient alone, from the
+// logsumexp.
 //
 //     t      what the target gives a class: 1 or 0, or its probability
 //     q      how much −log p of each class counts: w·((1 − ε)·t + ε/C), smoothed as in Szegedy et al. 2016, section 7
@@ -6,8 +7,8 @@
 //     loss   Σq·s − Σ q·(z − m) + λ·(m + s)²
 //     dz     f·(p·Σq − q) + f_z·2λ·(m + s)·p,  p being exp(z − m − s), f and f_z the upstream gradient of the two terms
 //
-// The few numbers of a row's loss are float64. Where w·t is 0 a class takes no part: 0·(−inf) must not make a NaN of a row
-// whose −inf logits are of classes without weight.
+// The few numbers of a row's loss are float64. Where w·t is 0 a class takes no part: 0·(−inf) must not make a NaN of a
+// row whose −inf logits are of classes without weight.
 #pragma once
 
 #include "finish.cuh"
@@ -26,8 +27,8 @@ struct CrossEntropyCall {
     DType target_dtype;
     double label_smoothing, z_loss, softcap;  // softcap 0: none
 
-    // What Σ q·log p and λ·lse² are divided by, and Σ w of all classes. What has to be counted first is in the memory of the
-    // device, and null where the numbers here hold.
+    // What Σ q·log p and λ·lse² are divided by, and Σ w of all classes. What has to be counted first is in the memory
+    // of the device, and null where the numbers here hold.
     double by_share, by_count, of_weights;
     const double* counted_rows;     // by_share, by_count
     const double* counted_weights;  // of_weights
@@ -40,7 +41,7 @@ struct CrossEntropyCall {
     cpu::Lines top, log_sum;  // of Compute<logits>; backward: read
     cpu::Lines argmax;        // int64
 
-    cpu::Lines upstream;      // backward: of each row, or one for all
+    cpu::Lines upstream;  // backward: of each row, or one for all
     DType upstream_dtype;
     cpu::Lines grad, grad_target;
     DType grad_dtype, grad_target_dtype;
@@ -138,21 +139,24 @@ template <bool GENERAL, class Cells> struct CrossEntropyRow {
     int64_t row;  // −1: none
     char* scratch;
     const Teams& teams;
-    int area;       // of the scratch
+    int area;  // of the scratch
     bool smoothed, probable;
     Cap<A> cap;
     RowFacts<A> facts;
 
     // `cells` has been asked.
-    __device__ CrossEntropyRow(Cells& cells, const CrossEntropyCall& call, const Team& team, char* scratch, bool backward)
-        : cells(cells), call(call), team(team), row(team.row < call.rows.count ? team.row : -1), scratch(scratch), teams(call.plan.teams),
-          area(call.plan.scratch), smoothed(GENERAL && call.label_smoothing != 0), probable(GENERAL && !call.has_indices()), cap(call.softcap),
+    __device__ CrossEntropyRow(Cells& cells, const CrossEntropyCall& call, const Team& team, char* scratch,
+                               bool backward)
+        : cells(cells), call(call), team(team), row(team.row < call.rows.count ? team.row : -1), scratch(scratch),
+          teams(call.plan.teams), area(call.plan.scratch), smoothed(GENERAL && call.label_smoothing != 0),
+          probable(GENERAL && !call.has_indices()), cap(call.softcap),
           facts(once(teams, team, scratch + 2 * area, [&] { return read(backward); })) {
         cells.wait();
     }
 
     __device__ RowFacts<A> read(bool backward) const {
-        RowFacts<A> found = {{-1, row >= 0, false, A(0)}, call.by_share, call.by_count, call.of_weights, A(1), A(0), A(0)};
+        RowFacts<A> found = {
+            {-1, row >= 0, false, A(0)}, call.by_share, call.by_count, call.of_weights, A(1), A(0), A(0)};
         if (row < 0) return found;
         if (call.has_indices()) found.target = read_target<A>(call.indices, call.rows, row);
         if (call.counted_rows != nullptr) {
@@ -160,7 +164,8 @@ template <bool GENERAL, class Cells> struct CrossEntropyRow {
             found.by_count = call.counted_rows[1];
         }
         if (call.counted_weights != nullptr) found.of_weights = *call.counted_weights;
-        if (call.upstream.data != nullptr) found.upstream = load<A>(row_of(call.rows, call.upstream, row), call.upstream_dtype);
+        if (call.upstream.data != nullptr)
+            found.upstream = load<A>(row_of(call.rows, call.upstream, row), call.upstream_dtype);
         if (backward) {
             found.top = *reinterpret_cast<const A*>(row_of(call.rows, call.top, row));
             found.log_sum = *reinterpret_cast<const A*>(row_of(call.rows, call.log_sum, row));
@@ -170,7 +175,9 @@ template <bool GENERAL, class Cells> struct CrossEntropyRow {
 
     __device__ A seen(A logit) const { return GENERAL ? cap(logit) : logit; }
     __device__ bool is_in(int column) const { return column >= 0 && column < call.classes; }
-    __device__ bool near_target(int column) const { return static_cast<unsigned>(static_cast<int>(facts.target.index) - column) < W && facts.target.index >= 0; }
+    __device__ bool near_target(int column) const {
+        return static_cast<unsigned>(static_cast<int>(facts.target.index) - column) < W && facts.target.index >= 0;
+    }
 
     // --- forward -----------------------------------------------------------------------------------------------------
 
@@ -186,7 +193,8 @@ template <bool GENERAL, class Cells> struct CrossEntropyRow {
             best = reduce(best, Better(), teams, scratch);
             best = reduce_over_cluster(best, Better(), teams, team, scratch + 2 * area);
             leave(teams);
-            if (row >= 0 && team.leads()) *reinterpret_cast<int64_t*>(row_of(call.rows, call.argmax, row)) = best.column;
+            if (row >= 0 && team.leads())
+                *reinterpret_cast<int64_t*>(row_of(call.rows, call.argmax, row)) = best.column;
             return seen(best.value);
         }
         cells.each([&](const A(&x)[W], const A(&)[W], int) {
@@ -237,6 +245,7 @@ template <bool GENERAL, class Cells> struct CrossEntropyRow {
             of_row.exps() = two.x[0];
             of_row.at_target() = two.x[1];
         }
+        of_row.exps() = above.corrected(of_row.exps());
         return reduce_over_cluster(of_row, JoinedSums(), teams, team, scratch + 2 * area);
     }
 
@@ -247,7 +256,8 @@ template <bool GENERAL, class Cells> struct CrossEntropyRow {
         if (!facts.target.valid) return {};
         if (facts.target.bad) return {{static_cast<double>(not_a_number()), static_cast<double>(not_a_number())}};
         double top = of_row.top, dot = of_row.dot();
-        if (!probable) dot = facts.target.weight == 0 ? 0 : facts.target.weight * (static_cast<double>(of_row.at_target()) - top);
+        if (!probable)
+            dot = facts.target.weight == 0 ? 0 : facts.target.weight * (static_cast<double>(of_row.at_target()) - top);
         if (smoothed) dot = (1 - call.label_smoothing) * dot + call.label_smoothing / call.classes * of_row.all_dot();
         double lse = top + log_sum;
         return {{share * log_sum - dot, call.z_loss * lse * lse}};
@@ -264,10 +274,12 @@ template <bool GENERAL, class Cells> struct CrossEntropyRow {
             if (call.top.data != nullptr) *reinterpret_cast<A*>(row_of(call.rows, call.top, row)) = of_row.top;
             if (call.log_sum.data != nullptr) *reinterpret_cast<A*>(row_of(call.rows, call.log_sum, row)) = log_sum;
             terms = loss(of_row, log_sum, share);
-            if (call.loss.data != nullptr) store(row_of(call.rows, call.loss, row), call.loss_dtype, terms.x[0] + terms.x[1]);
+            if (call.loss.data != nullptr)
+                store(row_of(call.rows, call.loss, row), call.loss_dtype, terms.x[0] + terms.x[1]);
         }
         if (call.grad.data != nullptr || call.grad_target.data != nullptr)
-            write(of_row.top, log_sum, total, share, keep, keep ? exp(finite(block_top) - finite(of_row.top)) : A(1), grad, grad_target);
+            write(of_row.top, log_sum, total, share, keep, keep ? exp(finite(block_top) - finite(of_row.top)) : A(1),
+                  grad, grad_target);
         leave(teams);
         return terms;
     }
@@ -299,11 +311,14 @@ template <bool GENERAL, class Cells> struct CrossEntropyRow {
     // --- the gradients -----------------------------------------------------------------------------------------------
 
     // `kept`: x is exp(z − m′) already, m′ being the maximum of a part of the row, `from_part` exp(m′ − m).
-    __device__ void write(A top, A log_sum, A total, double share, bool kept, A from_part, const OutRow& grad, const OutRow& grad_target) {
+    __device__ void write(A top, A log_sum, A total, double share, bool kept, A from_part, const OutRow& grad,
+                          const OutRow& grad_target) {
         A f = facts.upstream / static_cast<A>(facts.by_share), f_z = facts.upstream / static_cast<A>(facts.by_count);
         A mass = facts.target.bad ? A(not_a_number()) : f * static_cast<A>(share);
-        A scale = mass / total, scale_z = call.z_loss != 0 ? f_z * static_cast<A>(2 * call.z_loss) * (top + log_sum) / total : A(0);
-        A smooth = static_cast<A>(1 - call.label_smoothing), each = f * static_cast<A>(call.label_smoothing / call.classes);
+        A scale = mass / total,
+          scale_z = call.z_loss != 0 ? f_z * static_cast<A>(2 * call.z_loss) * (top + log_sum) / total : A(0);
+        A smooth = static_cast<A>(1 - call.label_smoothing),
+          each = f * static_cast<A>(call.label_smoothing / call.classes);
         A at_target = f * static_cast<A>(smooth + call.label_smoothing / call.classes) * facts.target.weight;
         Above above(finite(top));
         if (!facts.target.valid) {  // whatever the row holds: not something that is multiplied by 0
@@ -313,13 +328,14 @@ template <bool GENERAL, class Cells> struct CrossEntropyRow {
             });
             return;
         }
-        A of_exp = (scale + scale_z) * from_part;
+        A factor = kept ? from_part : above.corrected(A(1)), of_exp = (scale + scale_z) * factor;
         cells.write(grad, grad_target, [&](const A(&x)[W], const A(&y)[W], int column, A(&to)[W], A(&to_target)[W]) {
 #pragma unroll
             for (int j = 0; j < W; j++) {
                 if constexpr (GENERAL) {
                     bool in = is_in(column + j);
-                    A z = seen(x[j]), e = above(z), w = in && (smoothed || probable) ? weight_of(column + j) : A(0);
+                    A z = seen(x[j]), e = above(z) * factor,
+                      w = in && (smoothed || probable) ? weight_of(column + j) : A(0);
                     A d = e * scale;
                     if (probable) d -= smooth * f * (w * y[j]);
                     if (smoothed) d -= each * w;
@@ -334,7 +350,7 @@ template <bool GENERAL, class Cells> struct CrossEntropyRow {
 #pragma unroll
             for (int j = 0; j < W; j++) {
                 if (column + j != facts.target.index) continue;
-                A e = kept ? x[j] * from_part : above(seen(x[j]));
+                A e = (kept ? x[j] : above(seen(x[j]))) * factor;
                 // p − 1 as (e − total) / total: as precise for a p next to 1 as for any other.
                 A d = smoothed ? e * scale - at_target : (e - total) * scale;
                 to[j] = d + e * scale_z;
@@ -361,8 +377,8 @@ __device__ inline void add_loss(Sums<double, 2> terms, const CrossEntropyCall& c
 }
 
 template <bool GENERAL, bool BACKWARD, class Cells>
-__device__ void run_cross_entropy(Cells& cells, const CrossEntropyCall& call, const Team& team, const OutRow& grad, const OutRow& grad_target,
-                                  char* memory) {
+__device__ void run_cross_entropy(Cells& cells, const CrossEntropyCall& call, const Team& team, const OutRow& grad,
+                                  const OutRow& grad_target, char* memory) {
     cells.ask();
     CrossEntropyRow<GENERAL, Cells> of_row(cells, call, team, memory, BACKWARD);
     if constexpr (BACKWARD)
@@ -371,8 +387,8 @@ __device__ void run_cross_entropy(Cells& cells, const CrossEntropyCall& call, co
         add_loss(of_row.forward(grad, grad_target), call, team, memory);
 }
 
-// Logits of T that lie one behind the other, gradients of TO. Not GENERAL: class indices, no soft-cap, no smoothing, and
-// no argmax.
+// Logits of T that lie one behind the other, gradients of TO. Not GENERAL: class indices, no soft-cap, no smoothing,
+// and no argmax.
 template <class T, class TO, bool GENERAL, bool BACKWARD>
 __global__ void __launch_bounds__(MAX_THREADS, 2) cross_entropy_vectors(const __grid_constant__ CrossEntropyCall call) {
     EXTERN_SHARED(char, memory);
@@ -380,14 +396,17 @@ __global__ void __launch_bounds__(MAX_THREADS, 2) cross_entropy_vectors(const __
     bool exists = team.row < call.rows.count;
     int64_t row = exists ? team.row : 0;
     InRow in[2] = {{row_of(call.rows, call.logits, row), 0, call.dtype, true, nullptr},
-                   {GENERAL ? row_of(call.rows, call.probabilities, row) : nullptr, 0, call.dtype, GENERAL && call.probabilities.data != nullptr, nullptr}};
+                   {GENERAL ? row_of(call.rows, call.probabilities, row) : nullptr, 0, call.dtype,
+                    GENERAL && call.probabilities.data != nullptr, nullptr}};
     OutRow grad = {row_of(call.rows, call.grad, row), 0, call.grad_dtype, nullptr};
     OutRow grad_target = {GENERAL ? row_of(call.rows, call.grad_target, row) : nullptr, 0, call.grad_dtype, nullptr};
-    VectorCells<T, TO> cells(in, in[0].data, exists ? call.classes : 0, rounded<T>(-infinity<Compute<T>>()), call.plan, team, memory + call.plan.before_cells());
+    VectorCells<T, TO> cells(in, in[0].data, exists ? call.classes : 0, rounded<T>(-infinity<Compute<T>>()), call.plan,
+                             team, memory + call.plan.before_cells());
     run_cross_entropy<GENERAL, BACKWARD>(cells, call, team, grad, grad_target, memory);
 }
 
-template <class A, bool BACKWARD> __global__ void __launch_bounds__(MAX_THREADS, 2) cross_entropy_tiles(const __grid_constant__ CrossEntropyCall call) {
+template <class A, bool BACKWARD>
+__global__ void __launch_bounds__(MAX_THREADS, 2) cross_entropy_tiles(const __grid_constant__ CrossEntropyCall call) {
     EXTERN_SHARED(char, memory);
     Team team(call.plan.teams);
     bool exists = team.row < call.rows.count;
@@ -398,9 +417,11 @@ template <class A, bool BACKWARD> __global__ void __launch_bounds__(MAX_THREADS,
     auto out_row = [&](const cpu::Lines& lines, DType dtype) {
         return OutRow{row_of(call.rows, lines, row), lines.column, dtype, row_of(call.rows, lines, first)};
     };
-    InRow in[2] = {in_row(call.logits, call.dtype, true), in_row(call.probabilities, call.target_dtype, call.probabilities.data != nullptr)};
+    InRow in[2] = {in_row(call.logits, call.dtype, true),
+                   in_row(call.probabilities, call.target_dtype, call.probabilities.data != nullptr)};
     TileCells<A> cells(in, call.classes, call.rows.count, call.plan, team, memory + call.plan.before_cells());
-    run_cross_entropy<true, BACKWARD>(cells, call, team, out_row(call.grad, call.grad_dtype), out_row(call.grad_target, call.grad_target_dtype), memory);
+    run_cross_entropy<true, BACKWARD>(cells, call, team, out_row(call.grad, call.grad_dtype),
+                                      out_row(call.grad_target, call.grad_target_dtype), memory);
 }
 
 }  // namespace tilegrad::cuda

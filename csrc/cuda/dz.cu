@@ -64,7 +64,13 @@ template <class T, int N> __device__ inline void write(T* to, const Compute<T> (
     Pack<T, N> pack;
 #pragma unroll
     for (int i = 0; i < N; i++) pack.x[i] = rounded<T>(x[i]);
-    *reinterpret_cast<Pack<T, N>*>(to) = pack;
+    if constexpr (sizeof pack == WIDE) {  // by one access: left to itself, the compiler makes four of them
+        uint4 bits;
+        memcpy(&bits, &pack, sizeof bits);
+        __stcg(reinterpret_cast<uint4*>(to), bits);  // into L2, where the products find it
+    } else {
+        *reinterpret_cast<Pack<T, N>*>(to) = pack;
+    }
 }
 
 template <class S, class A, int N>
@@ -173,7 +179,7 @@ struct Shape {
 
 // Whether 16-byte accesses can reach all of an array's rows, and, of a gated activation, of both its halves.
 bool aligned(const DZ& d, const void* data, int64_t row, int64_t column, bool halves) {
-    int64_t n = WIDE / cuda::bytes_of(d.dtype);
+    int64_t n = WIDE / size_of(d.dtype);
     return data == nullptr || (column == 1 && reinterpret_cast<uintptr_t>(data) % WIDE == 0 && row % n == 0 &&
                                d.columns % n == 0 && (!halves || d.columns % n == 0));
 }
@@ -183,7 +189,7 @@ Shape shape_of(const DZ& d) {
     Shape s;
     s.vectors = aligned(d, d.grad, d.grad_row, d.grad_column, false) && aligned(d, d.dz, d.dz_row, 1, gated) &&
                 aligned(d, d.saved, d.saved_row, d.saved_column, gated);
-    s.panels = ceil_div(d.columns, LANES * (s.vectors ? WIDE / cuda::bytes_of(d.dtype) : 1));
+    s.panels = ceil_div(d.columns, LANES * (s.vectors ? WIDE / size_of(d.dtype) : 1));
     // About as many blocks as run at a time, if there are rows enough to make each worth its while.
     int64_t resident = ceil_div(chip().multiprocessors * BLOCKS_EACH<__half>, s.panels);
     int64_t ranges = std::min(resident, ceil_div(d.rows, LEAST_ROWS * WARPS));
@@ -215,7 +221,7 @@ template <class T> void launch_dz(const DZ& d, cudaStream_t stream) {
 int64_t workspace_bytes(const DZ& d) {
     if (d.bias_grad == nullptr || d.columns == 0) return 0;
     int64_t ranges = shape_of(d).ranges, halves = is_gated(d.activation) ? 2 : 1;
-    return ranges == 1 ? 0 : ranges * halves * d.columns * (cuda::bytes_of(d.dtype) == 2 ? 4 : 8);
+    return ranges == 1 ? 0 : ranges * halves * d.columns * (size_of(d.dtype) == 2 ? 4 : 8);
 }
 
 void dz(const DZ& d, cudaStream_t stream) {

@@ -12,12 +12,19 @@ namespace tilegrad::cuda {
 using cpu::DType;
 using cpu::Index;
 
-template <class T> struct ComputeOf { using type = float; };
-template <> struct ComputeOf<double> { using type = double; };
+template <class T> struct ComputeOf {
+    using type = float;
+};
+template <> struct ComputeOf<double> {
+    using type = double;
+};
 template <class T> using Compute = typename ComputeOf<T>::type;
 
-__host__ __device__ inline int size_of(DType dtype) { return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2; }
-__host__ __device__ inline int bytes_of(DType dtype) { return size_of(dtype); }
+__host__ __device__ inline int size_of(DType dtype) {
+    return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2;
+}
+
+__host__ __device__ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // --- one element -----------------------------------------------------------------------------------------------------
 
@@ -30,7 +37,9 @@ template <class T> __device__ T rounded(double x);  // to nearest even; a float6
 template <> __device__ inline double rounded<double>(double x) { return x; }
 template <> __device__ inline float rounded<float>(double x) { return static_cast<float>(x); }
 template <> __device__ inline __half rounded<__half>(double x) { return __float2half_rn(static_cast<float>(x)); }
-template <> __device__ inline __nv_bfloat16 rounded<__nv_bfloat16>(double x) { return __float2bfloat16_rn(static_cast<float>(x)); }
+template <> __device__ inline __nv_bfloat16 rounded<__nv_bfloat16>(double x) {
+    return __float2bfloat16_rn(static_cast<float>(x));
+}
 
 template <class T> __device__ T rounded(float x) { return static_cast<T>(x); }
 template <> __device__ inline __half rounded<__half>(float x) { return __float2half_rn(x); }
@@ -75,10 +84,13 @@ constexpr int WIDE = 16;  // bytes: the widest access of a thread
 template <class T> constexpr int PER_VECTOR = WIDE / static_cast<int>(sizeof(T));
 
 // N elements of memory, moved by one access.
-template <class T, int N> struct alignas(sizeof(T) * N) Pack { T x[N]; };
+template <class T, int N> struct alignas(sizeof(T) * N) Pack {
+    T x[N];
+};
 template <class T> using Vector = Pack<T, PER_VECTOR<T>>;
 
-// What 16 bytes are as numbers. They are loaded as one: from a struct of elements the compiler would load each by itself.
+// What 16 bytes are as numbers. They are loaded as one: from a struct of elements the compiler would load each by
+// itself.
 template <class T> __device__ void unpack(const uint4& bits, Compute<T> (&x)[PER_VECTOR<T>]);
 template <> __device__ inline void unpack<float>(const uint4& bits, float (&x)[4]) {
     x[0] = __uint_as_float(bits.x);
@@ -123,13 +135,18 @@ template <> __device__ inline double infinity<double>() { return __longlong_as_d
 
 __device__ inline float not_a_number() { return __int_as_float(0x7fffffff); }
 
-// e^(x − shift) of the elements of a row. For results of 16 bits, or for sums of rows of them, as the hardware's 2ˣ
-// (2 units in the last place) of one multiply-add: x·log₂e − shift·log₂e loses nothing where it matters, near 0.
+// e^(x − shift) of the elements of a row, but for a factor that is the same for all of them: `corrected` takes it out
+// of a sum.
+//
+// Of 16-bit elements it is the hardware's 2ˣ (2 units in the last place) of one multiply-add, x·log₂e − c, with c the
+// rounded shift·log₂e. What c lost, the factor is made of; without it a row of logits near 10⁴ would have a loss wrong
+// by 10⁻³.
 template <class T> struct Exp {
-    float scaled;
-    __device__ explicit Exp(float shift) : scaled(shift * LOG2_E) {}
-    __device__ float operator()(float x) const { return exp2_approximately(fmaf(x, LOG2_E, -scaled)); }
     static constexpr float LOG2_E = 1.4426950408889634f;
+    float c, correction;
+    __device__ explicit Exp(float shift) : c(shift * LOG2_E), correction(exp2f(-fmaf(shift, LOG2_E, -c))) {}
+    __device__ float operator()(float x) const { return exp2_approximately(fmaf(x, LOG2_E, -c)); }
+    __device__ float corrected(float sum) const { return sum * correction; }
     __device__ static float exp2_approximately(float x) {
 #ifdef CUDA_EMULATOR
         return exp2f(x);
@@ -144,11 +161,13 @@ template <> struct Exp<float> {
     float shift;
     __device__ explicit Exp(float shift) : shift(shift) {}
     __device__ float operator()(float x) const { return expf(x - shift); }
+    __device__ float corrected(float sum) const { return sum; }
 };
 template <> struct Exp<double> {
     double shift;
     __device__ explicit Exp(double shift) : shift(shift) {}
     __device__ double operator()(double x) const { return exp(x - shift); }
+    __device__ double corrected(double sum) const { return sum; }
 };
 
 }  // namespace tilegrad::cuda

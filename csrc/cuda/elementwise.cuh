@@ -25,8 +25,8 @@ template <class T> __global__ void scale_elements(T* x, int64_t count, const cha
     }
 }
 
-// One array into another of the same shape, perhaps of another dtype. Rows whose index is to be ignored become 0: they may
-// hold NaN, which no factor of 0 would take out of a product.
+// One array into another of the same shape, perhaps of another dtype. Rows whose index is to be ignored become 0: they
+// may hold NaN, which no factor of 0 would take out of a product.
 struct CopyCall {
     cpu::Rows rows;
     int64_t columns;
@@ -40,7 +40,8 @@ template <class A> __global__ void copy_elements(const __grid_constant__ CopyCal
     int64_t count = call.rows.count * call.columns, step = static_cast<int64_t>(gridDim.x) * blockDim.x;
     for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) {
         int64_t row = i / call.columns, column = i - row * call.columns;
-        bool counts = call.index.data == nullptr || load_index(row_of(call.rows, call.index, row), call.index_dtype) != call.ignored;
+        bool counts = call.index.data == nullptr ||
+                      load_index(row_of(call.rows, call.index, row), call.index_dtype) != call.ignored;
         A x = counts ? load<A>(row_of(call.rows, call.from, row) + column * call.from.column, call.from_dtype) : A(0);
         store(row_of(call.rows, call.to, row) + column * call.to.column, call.to_dtype, x);
     }

@@ -1,5 +1,6 @@
-// From the sums of many blocks to one number, in a fixed order and within one launch: the block that is the last to come
-// puts together what the others left. Sums are float64; no addition is atomic, so a result is the same bits in every run.
+// From the sums of many blocks to one number, in a fixed order and within one launch: the block that is the last to
+// come puts together what the others left. Sums are float64; no addition is atomic, so a result is the same bits in
+// every run.
 #pragma once
 
 #include "team.cuh"
@@ -14,8 +15,8 @@ struct Gathering {
     int count;
 };
 
-// For every thread of a block: what this one adds, in thread 0, as its number `block`. True, with the sums of all blocks in
-// thread 0, for the one that is the last; it leaves the counter at 0. `scratch` as for `reduce` over a block.
+// For every thread of a block: what this one adds, in thread 0, as its number `block`. True, with the sums of all
+// blocks in thread 0, for the one that is the last; it leaves the counter at 0. `scratch` as for `reduce` over a block.
 template <int N> __device__ bool gather(Sums<double, N>& sums, const Gathering& to, int block, char* scratch) {
     bool* is_last = reinterpret_cast<bool*>(scratch);
     if (threadIdx.x == 0) {
@@ -29,7 +30,7 @@ template <int N> __device__ bool gather(Sums<double, N>& sums, const Gathering& 
     sums = {};
     for (int64_t i = threadIdx.x; i < to.count; i += blockDim.x)
         for (int j = 0; j < N; j++) sums.x[j] += __ldcg(to.parts + i * N + j);  // from L2: other blocks wrote them
-    __syncthreads();  // all have read is_last, in the scratch
+    __syncthreads();                                                            // all have read is_last, in the scratch
     sums = reduce(sums, Plus(), {1, static_cast<int>(blockDim.x), 1, 1}, scratch);
     if (threadIdx.x == 0) *to.counter = 0;
     return true;

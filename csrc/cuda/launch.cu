@@ -4,16 +4,15 @@ namespace tilegrad::cuda {
 
 namespace {
 
-// Of a row, in one block: so that three of them are resident on a multiprocessor of 228 KiB, and loads overlap arithmetic.
-constexpr int64_t COMFORTABLE = 64 << 10;
-constexpr int64_t OF_WARP = 256;   // vectors of a row that a warp takes alone: eight a lane
+// Of a row, in one block: so that three of them are resident on a multiprocessor of 228 KiB, and loads overlap
+// arithmetic.
+constexpr int64_t COMFORTABLE = 68 << 10;
+constexpr int64_t OF_WARP = 256;  // vectors of a row that a warp takes alone: eight a lane
 constexpr int TILE_THREADS = 256;
-constexpr int SECTOR = 32;         // bytes: what memory hands over at the least
-constexpr int64_t DENSE = 512;     // bytes of a row, up to which several rows move as one
-constexpr int SCRATCH = 4 << 10;   // bytes that vectors and edges may cost beside a row, at the most
-constexpr int LARGEST_SUM = 96;    // bytes of what threads hand each other about a row
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int SECTOR = 32;        // bytes: what memory hands over at the least
+constexpr int64_t DENSE = 512;    // bytes of a row, up to which several rows move as one
+constexpr int SCRATCH = 4 << 10;  // bytes that vectors and edges may cost beside a row, at the most
+constexpr int LARGEST_SUM = 96;   // bytes of what threads hand each other about a row
 
 int64_t power_of_two(int64_t least) {
     int64_t n = 1;
@@ -33,10 +32,11 @@ Chip chip() {
     int device = 0;
     check(cudaGetDevice(&device), "finding a CUDA device");
     Chip found{};
-    found.capability = 10 * attribute(cudaDevAttrComputeCapabilityMajor, device) + attribute(cudaDevAttrComputeCapabilityMinor, device);
+    found.capability = 10 * attribute(cudaDevAttrComputeCapabilityMajor, device) +
+                       attribute(cudaDevAttrComputeCapabilityMinor, device);
     if (found.capability < 80)
-        throw std::runtime_error("the CUDA C++ kernels need compute capability 8.0 or newer, got " + std::to_string(found.capability / 10) + "." +
-                                 std::to_string(found.capability % 10));
+        throw std::runtime_error("the CUDA C++ kernels need compute capability 8.0 or newer, got " +
+                                 std::to_string(found.capability / 10) + "." + std::to_string(found.capability % 10));
     found.multiprocessors = attribute(cudaDevAttrMultiProcessorCount, device);
     found.shared = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
     // 16 blocks are more than every chip with clusters promises; those that have room for 227 KiB a block take them.
@@ -44,7 +44,9 @@ Chip chip() {
     return found;
 }
 
-bool fits(int64_t columns, int bytes, const Chip& chip) { return columns * bytes <= chip.clusters * (chip.shared - SCRATCH); }
+bool fits(int64_t columns, int bytes, const Chip& chip) {
+    return columns * bytes <= chip.clusters * (chip.shared - SCRATCH);
+}
 
 // --- layouts ---------------------------------------------------------------------------------------------------------
 
@@ -62,22 +64,26 @@ void close_last(cpu::Rows& rows, std::initializer_list<cpu::Lines*> lines) {
 int columns_of(const Array& a, int axis, const char* what) {
     int64_t columns = a.ndim > 0 ? a.shape[axis] : 1;
     if (columns >= INT32_MAX - (1 << 16))
-        throw std::invalid_argument(std::string(what) + ": expected fewer than 2147418111 columns, got " + std::to_string(columns));
+        throw std::invalid_argument(std::string(what) + ": expected fewer than 2147418111 columns, got " +
+                                    std::to_string(columns));
     return static_cast<int>(columns);
 }
 
 namespace {
 
-// Whether every row of every array begins the same number of elements behind a multiple of `width` of them, and its elements
-// lie one behind the other.
+// Whether every row of every array begins the same number of elements behind a multiple of `width` of them, and its
+// elements lie one behind the other.
 bool are_congruent(const cpu::Rows& rows, std::initializer_list<Moved> arrays, int64_t width) {
-    auto place = [width](int64_t bytes, int64_t size) { return bytes % size != 0 ? -1 : (bytes / size % width + width) % width; };
+    auto place = [width](int64_t bytes, int64_t size) {
+        return bytes % size != 0 ? -1 : (bytes / size % width + width) % width;
+    };
     const Moved& first = *arrays.begin();
     int64_t of_first = size_of(first.dtype);
     for (const Moved& a : arrays) {
         if (a.lines->data == nullptr) continue;
         int64_t size = size_of(a.dtype), at = place(reinterpret_cast<intptr_t>(a.lines->data), size);
-        if (a.lines->column != size || at < 0 || at != place(reinterpret_cast<intptr_t>(first.lines->data), of_first)) return false;
+        if (a.lines->column != size || at < 0 || at != place(reinterpret_cast<intptr_t>(first.lines->data), of_first))
+            return false;
         for (int d = 0; d < rows.dims; d++) {
             int64_t step = place(a.lines->rows[d], size);
             if (step < 0 || step != place(first.lines->rows[d], of_first)) return false;
@@ -90,7 +96,9 @@ bool are_congruent(const cpu::Rows& rows, std::initializer_list<Moved> arrays, i
 bool are_together(const cpu::Rows& rows, int64_t columns, std::initializer_list<Moved> arrays) {
     int64_t size = size_of(arrays.begin()->dtype);
     for (const Moved& a : arrays)
-        if (a.lines->data != nullptr && (size_of(a.dtype) != size || (rows.dims > 0 && a.lines->rows[0] != columns * size))) return false;
+        if (a.lines->data != nullptr &&
+            (size_of(a.dtype) != size || (rows.dims > 0 && a.lines->rows[0] != columns * size)))
+            return false;
     return rows.dims <= 1 && columns * size <= DENSE && are_congruent(rows, arrays, WIDE / size);
 }
 
@@ -115,7 +123,8 @@ void plan_vectors(Plan& plan, int64_t rows, int64_t columns, int size, int held,
     } else {
         int cluster = held > 0 ? cluster_for(vectors * WIDE * held, chip) : 1;
         vectors = ceil_div(vectors, cluster);
-        plan.block = static_cast<int>(std::min<int64_t>(MAX_THREADS, std::max<int64_t>(64, power_of_two(ceil_div(vectors, 8)))));
+        plan.block =
+            static_cast<int>(std::min<int64_t>(MAX_THREADS, std::max<int64_t>(64, power_of_two(ceil_div(vectors, 8)))));
         plan.teams = {1, plan.block, 1, cluster};
     }
     plan.scratch = std::max(scratch_bytes(plan.block, 1, LARGEST_SUM), LARGEST_SUM);
@@ -133,7 +142,8 @@ void plan_together(Plan& plan, int64_t columns, int size, int pieces) {
     plan.shared = plan.before_cells() + plan.room * pieces;
 }
 
-void plan_tiles(Plan& plan, const cpu::Rows& rows, int64_t columns, const cpu::Lines& first, int size, int held_bytes, const Chip& chip) {
+void plan_tiles(Plan& plan, const cpu::Rows& rows, int64_t columns, const cpu::Lines& first, int size, int held_bytes,
+                const Chip& chip) {
     // Where rows are closer to each other than columns, neighbours take neighbouring rows, a sector of them.
     bool by_rows = rows.dims > 0 && columns > 1 && std::abs(first.rows[rows.dims - 1]) < std::abs(first.column);
     int64_t of_rows = by_rows ? std::min<int64_t>(SECTOR / size, power_of_two(rows.count)) : 1;
@@ -141,15 +151,18 @@ void plan_tiles(Plan& plan, const cpu::Rows& rows, int64_t columns, const cpu::L
     if (!by_rows && columns <= 4 * 32) threads = std::min<int64_t>(32, power_of_two(ceil_div(columns, 4)));
     int cluster = held_bytes > 0 ? cluster_for(of_rows * columns * held_bytes, chip) : 1;
     plan.block = TILE_THREADS;
-    plan.teams = {static_cast<int>(TILE_THREADS / threads), static_cast<int>(threads), static_cast<int>(of_rows), cluster};
+    plan.teams = {static_cast<int>(TILE_THREADS / threads), static_cast<int>(threads), static_cast<int>(of_rows),
+                  cluster};
     plan.scratch = scratch_bytes(plan.block, static_cast<int>(of_rows), LARGEST_SUM);
-    plan.room = room_for(ceil_div(ceil_div(columns, cluster), threads), static_cast<int64_t>(held_bytes) * plan.block, plan, chip);
+    plan.room = room_for(ceil_div(ceil_div(columns, cluster), threads), static_cast<int64_t>(held_bytes) * plan.block,
+                         plan, chip);
     plan.shared = plan.before_cells() + plan.room * held_bytes * plan.block;
 }
 
 }  // namespace
 
-Planned plan_rows(const cpu::Rows& rows, int64_t columns, std::initializer_list<Moved> arrays, bool vector, const Chip& chip) {
+Planned plan_rows(const cpu::Rows& rows, int64_t columns, std::initializer_list<Moved> arrays, bool vector,
+                  const Chip& chip) {
     Planned made{Access::tiles, {}};
     const Moved& first = *arrays.begin();
     int size = size_of(first.dtype), inputs = 0, held = 0, held_bytes = 0;

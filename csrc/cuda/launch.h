@@ -1,4 +1,5 @@
-// From arrays to a launch: which rows a block has, how much shared memory, and whether a cluster of blocks shares a row.
+// From arrays to a launch: which rows a block has, how much shared memory, and whether a cluster of blocks shares a
+// row.
 #pragma once
 
 #include <algorithm>
@@ -16,10 +17,10 @@ using cpu::Array;
 // --- the chip --------------------------------------------------------------------------------------------------------
 
 struct Chip {
-    int capability;       // 10 · major + minor
+    int capability;  // 10 · major + minor
     int multiprocessors;
-    int shared;           // bytes that a block may have
-    int clusters;         // the largest that may be launched; 1: none
+    int shared;    // bytes that a block may have
+    int clusters;  // the largest that may be launched; 1: none
 };
 
 // That of the current device. Throws where there is none, or one that the kernels are not made for.
@@ -29,10 +30,11 @@ Chip chip();
 
 // A grid of `tiles` times `cluster` blocks. Everything that can be wrong with it is an exception that names `what`.
 template <class Call>
-void launch(const char* what, void (*kernel)(Call), const Call& call, int64_t tiles, int block, int shared, int cluster, cudaStream_t stream) {
+void launch(const char* what, void (*kernel)(Call), const Call& call, int64_t tiles, int block, int shared, int cluster,
+            cudaStream_t stream) {
     if (tiles * cluster > INT32_MAX)
-        throw std::invalid_argument(std::string(what) + ": expected at most 2147483647 blocks, got " + std::to_string(tiles * cluster) +
-                                    ": too many rows");
+        throw std::invalid_argument(std::string(what) + ": expected at most 2147483647 blocks, got " +
+                                    std::to_string(tiles * cluster) + ": too many rows");
     if (tiles == 0) return;
     if (shared > 48 << 10)
         check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared), what);
@@ -50,8 +52,10 @@ void launch(const char* what, void (*kernel)(Call), const Call& call, int64_t ti
     check(cudaLaunchKernelEx(&config, kernel, call), what);
 }
 
-template <class Call> void launch(const char* what, void (*kernel)(Call), const Call& call, const Plan& plan, int64_t rows, cudaStream_t stream) {
-    launch(what, kernel, call, (rows + plan.teams.rows - 1) / plan.teams.rows, plan.block, plan.shared, plan.teams.cluster, stream);
+template <class Call>
+void launch(const char* what, void (*kernel)(Call), const Call& call, const Plan& plan, int64_t rows,
+            cudaStream_t stream) {
+    launch(what, kernel, call, ceil_div(rows, plan.teams.rows), plan.block, plan.shared, plan.teams.cluster, stream);
 }
 
 // --- plans -----------------------------------------------------------------------------------------------------------
@@ -74,9 +78,10 @@ struct Planned {
     Plan plan;
 };
 
-// How rows of `columns` are gone over. The first array decides which of them are neighbours; null pointers among the lines
-// are arrays that are not there. `vector` says whether a kernel of vectors exists for the dtypes.
-Planned plan_rows(const cpu::Rows& rows, int64_t columns, std::initializer_list<Moved> arrays, bool vector, const Chip& chip);
+// How rows of `columns` are gone over. The first array decides which of them are neighbours; null pointers among the
+// lines are arrays that are not there. `vector` says whether a kernel of vectors exists for the dtypes.
+Planned plan_rows(const cpu::Rows& rows, int64_t columns, std::initializer_list<Moved> arrays, bool vector,
+                  const Chip& chip);
 
 // Whether rows of `columns` of so many held bytes can be kept in the shared memory of a block or a cluster.
 bool fits(int64_t columns, int bytes, const Chip& chip);

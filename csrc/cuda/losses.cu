@@ -12,7 +12,9 @@ constexpr int64_t ELEMENT_BLOCKS = 4096;  // of a grid whose threads go on from 
 
 int scratch_of_rows() { return scratch_bytes(ROW_THREADS, 1, sizeof(Sums<double, 3>)); }
 
-int64_t blocks_for(int64_t rows, int64_t most) { return std::max<int64_t>(1, std::min(most, ceil_div(rows, ROW_THREADS))); }
+int64_t blocks_for(int64_t rows, int64_t most) {
+    return std::max<int64_t>(1, std::min(most, ceil_div(rows, ROW_THREADS)));
+}
 
 __global__ void store_number(char* to, DType dtype, double x) {
     if (threadIdx.x == 0) store(to, dtype, x);
@@ -36,7 +38,8 @@ void reset(const LossWorkspace& workspace, cudaStream_t stream) {
     check(cudaMemsetAsync(workspace.counter, 0, 2 * sizeof *workspace.counter, stream), "clearing a loss's counters");
 }
 
-void count(const cpu::Rows& rows, const Indices& indices, bool of_rows, bool of_classes, const LossWorkspace& workspace, cudaStream_t stream) {
+void count(const cpu::Rows& rows, const Indices& indices, bool of_rows, bool of_classes, const LossWorkspace& workspace,
+           cudaStream_t stream) {
     CountCall call{rows, indices, of_classes, {}, workspace.counted};
     call.indices.flag = nullptr;  // the loss's own launch says it
     if (!of_rows) call.indices.lines.data = nullptr;
@@ -45,8 +48,8 @@ void count(const cpu::Rows& rows, const Indices& indices, bool of_rows, bool of_
     launch("counting a loss's targets", count_targets, call, blocks, ROW_THREADS, 2 * scratch_of_rows(), 1, stream);
 }
 
-void count_targets(const Array& target, const Array& weight, int64_t classes, const LossOptions& o, const LossWorkspace& workspace,
-                   cudaStream_t stream) {
+void count_targets(const Array& target, const Array& weight, int64_t classes, const LossOptions& o,
+                   const LossWorkspace& workspace, cudaStream_t stream) {
     Indices indices = indices_of(target, weight, classes, o, {});
     cpu::Layout layout(target, -1);
     layout.elements(target, indices.lines);
@@ -65,8 +68,8 @@ void put(const Array& to, double x, cudaStream_t stream) {
 
 // --- negative log-likelihood -----------------------------------------------------------------------------------------
 
-static cpu::Layout describe(NllLossCall& call, const Array& logp, const Array& target, const Array& weight, const LossOptions& o,
-                            const Array& flag) {
+static cpu::Layout describe(NllLossCall& call, const Array& logp, const Array& target, const Array& weight,
+                            const LossOptions& o, const Array& flag) {
     int axis = logp.ndim > 1;
     cpu::Layout layout(logp, axis);
     call.indices = indices_of(target, weight, columns_of(logp, axis, "nll_loss"), o, flag);
@@ -75,8 +78,8 @@ static cpu::Layout describe(NllLossCall& call, const Array& logp, const Array& t
     return layout;
 }
 
-void nll_loss(const Array& logp, const Array& target, const Array& weight, const LossOptions& o, const Array& loss, const Array& flag,
-              const LossWorkspace& workspace, cudaStream_t stream) {
+void nll_loss(const Array& logp, const Array& target, const Array& weight, const LossOptions& o, const Array& loss,
+              const Array& flag, const LossWorkspace& workspace, cudaStream_t stream) {
     NllLossCall call{};
     cpu::Layout layout = describe(call, logp, target, weight, o, flag);
     layout.columns(logp, call.logp);
@@ -95,8 +98,8 @@ void nll_loss(const Array& logp, const Array& target, const Array& weight, const
     launch("the launch of nll_loss", kernel, call, blocks, ROW_THREADS, 2 * scratch_of_rows(), 1, stream);
 }
 
-void nll_loss_backward(const Array& upstream, const Array& logp, const Array& target, const Array& weight, const LossOptions& o,
-                       const Array& grad, const LossWorkspace& workspace, cudaStream_t stream) {
+void nll_loss_backward(const Array& upstream, const Array& logp, const Array& target, const Array& weight,
+                       const LossOptions& o, const Array& grad, const LossWorkspace& workspace, cudaStream_t stream) {
     NllLossCall call{};
     cpu::Layout layout = describe(call, logp, target, weight, o, {});
     layout.elements(upstream, call.upstream);
@@ -109,14 +112,21 @@ void nll_loss_backward(const Array& upstream, const Array& logp, const Array& ta
         count(call.rows, call.indices, true, false, workspace, stream);
         call.counted = workspace.counted;
     }
-    Planned planned = plan_rows(call.rows, call.indices.classes, {{&call.grad, call.dtype, Moved::written}}, true, chip());
+    Planned planned =
+        plan_rows(call.rows, call.indices.classes, {{&call.grad, call.dtype, Moved::written}}, true, chip());
     call.plan = planned.plan;
     bool vectors = planned.access == Access::vectors;
     void (*kernel)(NllLossCall) = nullptr;
     switch (call.dtype) {
-        case DType::float64: kernel = vectors ? nll_loss_backward_vectors<double> : nll_loss_backward_tiles<double>; break;
-        case DType::float32: kernel = vectors ? nll_loss_backward_vectors<float> : nll_loss_backward_tiles<float>; break;
-        case DType::bfloat16: kernel = vectors ? nll_loss_backward_vectors<__nv_bfloat16> : nll_loss_backward_tiles<float>; break;
+        case DType::float64:
+            kernel = vectors ? nll_loss_backward_vectors<double> : nll_loss_backward_tiles<double>;
+            break;
+        case DType::float32:
+            kernel = vectors ? nll_loss_backward_vectors<float> : nll_loss_backward_tiles<float>;
+            break;
+        case DType::bfloat16:
+            kernel = vectors ? nll_loss_backward_vectors<__nv_bfloat16> : nll_loss_backward_tiles<float>;
+            break;
         default: kernel = vectors ? nll_loss_backward_vectors<__half> : nll_loss_backward_tiles<float>;
     }
     launch("the launch of nll_loss_backward", kernel, call, call.plan, call.rows.count, stream);
@@ -128,7 +138,8 @@ void scale(const Array& x, const Array& factor, cudaStream_t stream) {
     int64_t count = x.size();
     auto run = [&](auto* data) {
         using T = std::remove_pointer_t<decltype(data)>;
-        launch_elements("the launch of scale", scale_elements<T>, ceil_div(count, PER_VECTOR<T>), stream, data, count, factor.data, factor.dtype());
+        launch_elements("the launch of scale", scale_elements<T>, ceil_div(count, PER_VECTOR<T>), stream, data, count,
+                        factor.data, factor.dtype());
     };
     switch (x.dtype()) {
         case DType::float64: return run(reinterpret_cast<double*>(x.data));
@@ -152,7 +163,8 @@ void copy(const Array& from, const Array& to, const Array& index, int64_t ignore
     if (index) call.index_dtype = index.index();
     call.ignored = ignored;
     bool wide = call.from_dtype == DType::float64;
-    launch_elements("the launch of copy", wide ? copy_elements<double> : copy_elements<float>, call.rows.count * call.columns, stream, call);
+    launch_elements("the launch of copy", wide ? copy_elements<double> : copy_elements<float>,
+                    call.rows.count * call.columns, stream, call);
 }
 
 }  // namespace tilegrad::cuda

@@ -6,10 +6,9 @@
 
 namespace tilegrad::cuda {
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // All but the lines, which the caller's layout fills in.
-inline Indices indices_of(const Array& target, const Array& weight, int64_t classes, const LossOptions& o, const Array& flag) {
+inline Indices indices_of(const Array& target, const Array& weight, int64_t classes, const LossOptions& o,
+                          const Array& flag) {
     Indices indices{};
     indices.classes = classes;
     indices.ignored = o.ignore_index;
@@ -23,7 +22,8 @@ inline Indices indices_of(const Array& target, const Array& weight, int64_t clas
 void reset(const LossWorkspace& workspace, cudaStream_t stream);
 
 // Makes `counted`: what a mean over these rows divides by, and the weights of all classes, as far as they are wanted.
-void count(const cpu::Rows& rows, const Indices& indices, bool of_rows, bool of_classes, const LossWorkspace& workspace, cudaStream_t stream);
+void count(const cpu::Rows& rows, const Indices& indices, bool of_rows, bool of_classes, const LossWorkspace& workspace,
+           cudaStream_t stream);
 
 // The loss of no rows: 0 as a sum, NaN as a mean.
 void fill_loss_of_no_rows(const Array& loss, const LossOptions& o, cudaStream_t stream);

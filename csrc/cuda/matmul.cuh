@@ -12,8 +12,6 @@ template <class T> struct MathOf { using type = Rough; };
 template <> struct MathOf<float> { using type = Accurate; };
 template <> struct MathOf<double> { using type = Accurate; };
 
-__host__ __device__ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // --- the order of the tiles ------------------------------------------------------------------------------------------
 
 // Tiles go down GROUP rows of tiles and then on to the next column of tiles, so that those which run at the same time

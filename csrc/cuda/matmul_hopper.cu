@@ -43,7 +43,7 @@ template <class T> void launch_variant(const Matmul& m, cudaStream_t stream) {
 bool hopper_takes(const Matmul& m, int compute_capability) {
     int64_t b_columns = is_gated(m.activation) ? 2 * m.columns : m.columns;
     constexpr int64_t MOST = INT32_MAX - 1024;  // coordinates of a tile beyond the edge are ints, too
-    return compute_capability == 90 && cuda::bytes_of(m.dtype) == 2 && m.rows > 0 && m.rows <= MOST && b_columns > 0 &&
+    return compute_capability == 90 && size_of(m.dtype) == 2 && m.rows > 0 && m.rows <= MOST && b_columns > 0 &&
            b_columns <= MOST && m.depth > 0 && m.depth <= MOST &&
            operand_takes(m.a, m.rows, m.depth, m.a_row, m.a_depth) &&
            operand_takes(m.b, b_columns, m.depth, m.b_column, m.b_depth);

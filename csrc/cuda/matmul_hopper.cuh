@@ -354,8 +354,8 @@ matmul_hopper_kernel(const __grid_constant__ HopperProblem<T> p) {
     } else {
         ptx::set_max_registers_down<FETCHING>();
         if (threadIdx.x == CONSUMERS * WARPGROUP) fetch_slices<Tile, A_ALONG_ROWS, B_ALONG_ROWS>(shared, p);
-        __syncwarp();
     }
+    __syncwarp();  // the barrier of a cluster is for whole warps
     meet();  // no block of a cluster may end while others still reach into its shared memory
 #endif
 }

@@ -107,7 +107,7 @@ void launch_hopper(const Matmul& m, int multiprocessors, cudaStream_t stream) {
         make_map(p.pre, m.dtype, pre, m.columns, m.rows, m.pre_row, panel);
         if (gated) make_map(p.pre_up, m.dtype, pre + m.columns, m.columns, m.rows, m.pre_row, panel);
     }
-    int pair = 2 * cuda::bytes_of(m.out_dtype);
+    int pair = 2 * size_of(m.out_dtype);
     p.pairs = m.out_column == 1 && m.out_row % 2 == 0 && reinterpret_cast<uintptr_t>(m.out) % pair == 0;
 
     constexpr int SHARED = sizeof(HopperShared<T, Tile>);

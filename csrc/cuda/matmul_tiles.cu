@@ -225,10 +225,10 @@ void check_matmul(const Matmul& m) {
     bool widens = m.out_dtype != m.dtype, plain = m.activation < 0 && m.pre == nullptr;
     require(m.rows >= 0 && m.columns >= 0 && m.depth >= 0, "sizes of 0 or more");
     require(m.activation >= -1 && m.activation < FIRST_GATED + 2, "an activation's number, or -1");
-    require(!widens || (cuda::bytes_of(m.dtype) == 2 && m.out_dtype == DType::float32),
+    require(!widens || (size_of(m.dtype) == 2 && m.out_dtype == DType::float32),
             "the result in the operands' dtype or, for 16 bits, in float32");
     require(!widens || plain, "neither activation nor pre with a float32 result of 16-bit operands");
-    require(!m.accumulate || (plain && cuda::bytes_of(m.out_dtype) > 2),
+    require(!m.accumulate || (plain && size_of(m.out_dtype) > 2),
             "to accumulate in float32 or float64, without activation and pre");
 }
 

@@ -1,5 +1,6 @@
-// tilegrad._C.cuda: the kernels as functions of addresses. An array is a tuple (address, dtype, shape, strides in bytes), or None;
-// `engine/cuda_kernels.py` makes them, of whatever library. Every function takes the number of the device and the stream last.
+// tilegrad._C.cuda: the kernels as functions of addresses. An array is a tuple (address, dtype, shape, strides in
+// bytes), or None; `engine/cuda_kernels.py` makes them, of whatever library. Every function takes the number of the
+// device and the stream last.
 
 #include "module.h"
 
@@ -39,7 +40,8 @@ class Arguments {
     Array array() {
         PyObject* given = next();
         if (given == Py_None) return {};
-        if (!PyTuple_Check(given) || PyTuple_GET_SIZE(given) != 4) throw std::invalid_argument("expected an array as a tuple of 4, or None");
+        if (!PyTuple_Check(given) || PyTuple_GET_SIZE(given) != 4)
+            throw std::invalid_argument("expected an array as a tuple of 4, or None");
         Array a;
         a.data = reinterpret_cast<char*>(integer(PyTuple_GET_ITEM(given, 0)));
         int64_t dtype = integer(PyTuple_GET_ITEM(given, 1));
@@ -62,8 +64,9 @@ class Arguments {
         return o;
     }
 
-    // The address of the buffer that `loss_workspace_bytes` counts the bytes of, or 0; and of a loss that several launches
-    // make, this one's first block, and the blocks and the rows that there are in all (blocks 0: there is one launch).
+    // The address of the buffer that `loss_workspace_bytes` counts the bytes of, or 0; and of a loss that several
+    // launches make, this one's first block, and the blocks and the rows that there are in all (blocks 0: there is one
+    // launch).
     LossWorkspace workspace() {
         char* buffer = address();
         LossWorkspace w{};
@@ -101,7 +104,8 @@ class Arguments {
 // Where a launch goes. Python's lock is released while one exists.
 class Place {
   public:
-    explicit Place(Arguments& args) : device_(static_cast<int>(args.number())), stream_(reinterpret_cast<cudaStream_t>(args.address())) {
+    explicit Place(Arguments& args)
+        : device_(static_cast<int>(args.number())), stream_(reinterpret_cast<cudaStream_t>(args.address())) {
         check(cudaGetDevice(&before_), "finding a CUDA device");
         if (device_ != before_) check(cudaSetDevice(device_), "choosing a CUDA device");
         state_ = PyEval_SaveThread();
@@ -142,11 +146,12 @@ PyObject* why_not(PyObject*, PyObject* const*, Py_ssize_t) {
         cudaDriverGetVersion(&driver);
         cudaRuntimeGetVersion(&runtime);
         std::string needed = "a GPU with a driver for CUDA " + version(runtime) + " or newer is needed, ";
-        std::string found = driver == 0          ? "and no driver was found"
-                            : driver < runtime   ? "and the driver found is for CUDA " + version(driver)
-                            : status == cudaSuccess || status == cudaErrorNoDevice
-                                ? "and no GPU was found"
-                                : std::string("and CUDA says ") + cudaGetErrorName(status) + " (" + cudaGetErrorString(status) + ")";
+        std::string found =
+            driver == 0        ? "and no driver was found"
+            : driver < runtime ? "and the driver found is for CUDA " + version(driver)
+            : status == cudaSuccess || status == cudaErrorNoDevice
+                ? "and no GPU was found"
+                : std::string("and CUDA says ") + cudaGetErrorName(status) + " (" + cudaGetErrorString(status) + ")";
         return PyUnicode_FromString((needed + found).c_str());
     });
 }
@@ -194,18 +199,22 @@ PyObject* count_targets(PyObject*, PyObject* const* args, Py_ssize_t count) {
     });
 }
 
-// cross_entropy(upstream, logits, target, weight, *options, loss, lse, argmax, grad, grad_target, flag, *workspace, device, stream)
+// cross_entropy(upstream, logits, target, weight, *options, loss, lse, argmax, grad, grad_target, flag, *workspace,
+// device, stream)
 PyObject* cross_entropy(PyObject*, PyObject* const* args, Py_ssize_t count) {
     return launched(args, count, [](Arguments& a) {
         Array upstream = a.array(), logits = a.array(), target = a.array(), weight = a.array();
         LossOptions o = a.options();
-        Array loss = a.array(), lse = a.array(), argmax = a.array(), grad = a.array(), grad_target = a.array(), flag = a.array();
+        Array loss = a.array(), lse = a.array(), argmax = a.array(), grad = a.array(), grad_target = a.array(),
+              flag = a.array();
         LossWorkspace workspace = a.workspace();
-        cuda::cross_entropy(upstream, logits, target, weight, o, loss, lse, argmax, grad, grad_target, flag, workspace, Place(a));
+        cuda::cross_entropy(upstream, logits, target, weight, o, loss, lse, argmax, grad, grad_target, flag, workspace,
+                            Place(a));
     });
 }
 
-// cross_entropy_backward(upstream, logits, target, weight, lse, *options, grad, grad_target, *workspace, device, stream)
+// cross_entropy_backward(upstream, logits, target, weight, lse, *options, grad, grad_target, *workspace, device,
+// stream)
 PyObject* cross_entropy_backward(PyObject*, PyObject* const* args, Py_ssize_t count) {
     return launched(args, count, [](Arguments& a) {
         Array upstream = a.array(), logits = a.array(), target = a.array(), weight = a.array(), lse = a.array();
@@ -270,37 +279,57 @@ PyObject* copy(PyObject*, PyObject* const* args, Py_ssize_t count) {
 
 int64_t stride(const Array& a, int dim) { return a.strides[dim] / cpu::bytes_of(a.dtype()); }
 
+Matmul product_of(Arguments& arguments) {
+    Array a = arguments.array(), b = arguments.array(), bias = arguments.array(), pre = arguments.array(),
+          out = arguments.array();
+    Matmul m{};
+    m.rows = out.shape[0];
+    m.columns = out.shape[1];
+    m.depth = a.shape[1];
+    m.dtype = a.dtype();
+    m.a = a.data;
+    m.a_row = stride(a, 0);
+    m.a_depth = stride(a, 1);
+    m.b = b.data;
+    m.b_column = stride(b, 0);
+    m.b_depth = stride(b, 1);
+    m.bias = bias.data;
+    m.bias_stride = bias ? stride(bias, 0) : 0;
+    m.pre = pre.data;
+    m.pre_row = pre ? stride(pre, 0) : 0;
+    m.pre_column = pre ? stride(pre, 1) : 0;
+    m.out = out.data;
+    m.out_row = stride(out, 0);
+    m.out_column = stride(out, 1);
+    m.out_dtype = out.dtype();
+    m.activation = static_cast<int>(arguments.number());
+    m.accumulate = arguments.flag();
+    return m;
+}
+
 // matmul(a (rows, depth), b (columns, depth), bias, pre, out, activation, accumulate, device, stream)
 PyObject* matmul(PyObject*, PyObject* const* args, Py_ssize_t count) {
     return launched(args, count, [](Arguments& arguments) {
-        Array a = arguments.array(), b = arguments.array(), bias = arguments.array(), pre = arguments.array(), out = arguments.array();
-        Matmul m{};
-        m.rows = out.shape[0];
-        m.columns = out.shape[1];
-        m.depth = a.shape[1];
-        m.dtype = a.dtype();
-        m.a = a.data;
-        m.a_row = stride(a, 0);
-        m.a_depth = stride(a, 1);
-        m.b = b.data;
-        m.b_column = stride(b, 0);
-        m.b_depth = stride(b, 1);
-        m.bias = bias.data;
-        m.bias_stride = bias ? stride(bias, 0) : 0;
-        m.pre = pre.data;
-        m.pre_row = pre ? stride(pre, 0) : 0;
-        m.pre_column = pre ? stride(pre, 1) : 0;
-        m.out = out.data;
-        m.out_row = stride(out, 0);
-        m.out_column = stride(out, 1);
-        m.out_dtype = out.dtype();
-        m.activation = static_cast<int>(arguments.number());
-        m.accumulate = arguments.flag();
+        Matmul m = product_of(arguments);
         Place place(arguments);
-        if (hopper_takes(m, chip().capability))
+        if (cuda::hopper_takes(m, chip().capability))
             matmul_hopper(m, place);
         else
             matmul_tiles(m, place);
+    });
+}
+
+// hopper_takes(the same): whether matmul would be the kernel for Hopper.
+PyObject* hopper_takes(PyObject*, PyObject* const* args, Py_ssize_t count) {
+    return guarded([&] {
+        Arguments arguments(args, count);
+        Matmul m = product_of(arguments);
+        bool takes;
+        {
+            Place place(arguments);
+            takes = cuda::hopper_takes(m, chip().capability);
+        }
+        return PyBool_FromLong(takes);
     });
 }
 
@@ -356,13 +385,21 @@ PyMethodDef functions[] = {
     {"put", tape::fastcall(put), METH_FASTCALL, nullptr},
     {"copy", tape::fastcall(copy), METH_FASTCALL, nullptr},
     {"matmul", tape::fastcall(matmul), METH_FASTCALL, nullptr},
+    {"hopper_takes", tape::fastcall(hopper_takes), METH_FASTCALL, nullptr},
     {"dz", tape::fastcall(dz), METH_FASTCALL, nullptr},
     {"dz_workspace_bytes", tape::fastcall(dz_workspace_bytes), METH_FASTCALL, nullptr},
     {nullptr, nullptr, 0, nullptr},
 };
 
-PyModuleDef definition = {PyModuleDef_HEAD_INIT, "tilegrad._C.cuda", "The CUDA C++ kernels, for the use of tilegrad.cuda_kernels.",
-                          -1, functions, nullptr, nullptr, nullptr, nullptr};
+PyModuleDef definition = {PyModuleDef_HEAD_INIT,
+                          "tilegrad._C.cuda",
+                          "The CUDA C++ kernels, for the use of tilegrad.cuda_kernels.",
+                          -1,
+                          functions,
+                          nullptr,
+                          nullptr,
+                          nullptr,
+                          nullptr};
 
 }  // namespace
 
@@ -373,7 +410,8 @@ bool add_to(PyObject* module) {
 #else
     bool emulated = false;
 #endif
-    return cuda != nullptr && PyModule_AddObject(cuda, "emulated", PyBool_FromLong(emulated)) == 0 && PyModule_AddObject(module, "cuda", cuda) == 0;
+    return cuda != nullptr && PyModule_AddObject(cuda, "emulated", PyBool_FromLong(emulated)) == 0 &&
+           PyModule_AddObject(module, "cuda", cuda) == 0;
 }
 
 }  // namespace tilegrad::cuda

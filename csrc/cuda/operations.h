@@ -1,5 +1,5 @@
-// What the bindings offer to engine/cuda_kernels.py. Arrays are of the memory of the current device; those that are "not
-// given" or "not wanted" are empty ones. Launches go to the stream, and nothing waits for them.
+// What the bindings offer to engine/cuda_kernels.py. Arrays are of the memory of the current device; those that are
+// "not given" or "not wanted" are empty ones. Launches go to the stream, and nothing waits for them.
 #pragma once
 
 #include "launch.h"
@@ -19,13 +19,13 @@ struct LossOptions {
 
 // Memory of the device that a loss needs beside its arrays, made by whoever calls it.
 struct LossWorkspace {
-    double* counted;     // 3: what a mean divides by, and the weights of all classes
-    double* parts;       // of the blocks
-    unsigned* counter;   // two of them: of the launch that counts, and of the loss's
+    double* counted;    // 3: what a mean divides by, and the weights of all classes
+    double* parts;      // of the blocks
+    unsigned* counter;  // two of them: of the launch that counts, and of the loss's
     // Of a loss that several launches make, whose targets `count_targets` has counted for all of them:
     bool shared;
-    int first, blocks;   // this launch's first block, and how many there are in all
-    int64_t rows;        // in all
+    int first, blocks;  // this launch's first block, and how many there are in all
+    int64_t rows;       // in all
 };
 
 // How many blocks the forward takes, each of which leaves 2 numbers in `parts`.
@@ -34,21 +34,21 @@ int64_t cross_entropy_blocks(const Array& logits, const Array& target, const Arr
 constexpr int COUNTING_BLOCKS = 64;
 constexpr int GATHERING_BLOCKS = 1024;
 
-void count_targets(const Array& target, const Array& weight, int64_t classes, const LossOptions& o, const LossWorkspace& workspace,
-                   cudaStream_t stream);
+void count_targets(const Array& target, const Array& weight, int64_t classes, const LossOptions& o,
+                   const LossWorkspace& workspace, cudaStream_t stream);
 
 // `upstream`, one number or one a row, is for the gradients; not given, it is 1.
-void cross_entropy(const Array& upstream, const Array& logits, const Array& target, const Array& weight, const LossOptions& o,
-                   const Array& loss, const Array& lse, const Array& argmax, const Array& grad, const Array& grad_target, const Array& flag,
-                   const LossWorkspace& workspace, cudaStream_t stream);
-void cross_entropy_backward(const Array& upstream, const Array& logits, const Array& target, const Array& weight, const Array& lse,
-                            const LossOptions& o, const Array& grad, const Array& grad_target, const LossWorkspace& workspace,
-                            cudaStream_t stream);
+void cross_entropy(const Array& upstream, const Array& logits, const Array& target, const Array& weight,
+                   const LossOptions& o, const Array& loss, const Array& lse, const Array& argmax, const Array& grad,
+                   const Array& grad_target, const Array& flag, const LossWorkspace& workspace, cudaStream_t stream);
+void cross_entropy_backward(const Array& upstream, const Array& logits, const Array& target, const Array& weight,
+                            const Array& lse, const LossOptions& o, const Array& grad, const Array& grad_target,
+                            const LossWorkspace& workspace, cudaStream_t stream);
 
-void nll_loss(const Array& logp, const Array& target, const Array& weight, const LossOptions& o, const Array& loss, const Array& flag,
-              const LossWorkspace& workspace, cudaStream_t stream);
-void nll_loss_backward(const Array& upstream, const Array& logp, const Array& target, const Array& weight, const LossOptions& o,
-                       const Array& grad, const LossWorkspace& workspace, cudaStream_t stream);
+void nll_loss(const Array& logp, const Array& target, const Array& weight, const LossOptions& o, const Array& loss,
+              const Array& flag, const LossWorkspace& workspace, cudaStream_t stream);
+void nll_loss_backward(const Array& upstream, const Array& logp, const Array& target, const Array& weight,
+                       const LossOptions& o, const Array& grad, const LossWorkspace& workspace, cudaStream_t stream);
 
 // x *= factor, one number of the device; x is dense.
 void scale(const Array& x, const Array& factor, cudaStream_t stream);

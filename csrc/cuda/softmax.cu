@@ -41,7 +41,9 @@ void softmax(const Array& x, const Array& y, int axis, bool log, const Array& ou
     call.holds_y = y && (!log || fits(call.columns, 2 * size_of(call.in_dtype), on));
     auto of_y = call.holds_y ? Moved::held : Moved::read;
     Planned planned = plan_rows(call.rows, call.columns,
-                                {{&call.x, call.in_dtype, Moved::held}, {&call.y, call.in_dtype, of_y}, {&call.out, call.out_dtype, Moved::written}},
+                                {{&call.x, call.in_dtype, Moved::held},
+                                 {&call.y, call.in_dtype, of_y},
+                                 {&call.out, call.out_dtype, Moved::written}},
                                 call.in_dtype == call.out_dtype && call.in_dtype != DType::float64, on);
     call.plan = planned.plan;
     bool vectors = planned.access == Access::vectors;

@@ -5,8 +5,8 @@
 //     log softmax(x) = (x − m) − log s         dx = dy − exp(y)·Σ dy
 //     softmax(x) = exp(x − m) / s              dx = y·(dy − Σ dy·y)
 //
-// The maximum comes first and the sum after it: kept together from element to element, as an online softmax does, they cost
-// twice the instructions. A NaN or +inf in a row, or nothing but −inf, makes the row NaN by the arithmetic itself.
+// The maximum comes first and the sum after it: kept together from element to element, as an online softmax does, they
+// cost twice the instructions. A NaN or +inf in a row, or nothing but −inf, makes the row NaN by the arithmetic itself.
 #pragma once
 
 #include "cells.cuh"
@@ -17,8 +17,8 @@ struct SoftmaxCall {
     cpu::Rows rows;
     int columns;
     bool log, holds_y;
-    cpu::Lines x;    // forward: the input; backward: the gradient of the output
-    cpu::Lines y;    // backward: the output of the forward
+    cpu::Lines x;  // forward: the input; backward: the gradient of the output
+    cpu::Lines y;  // backward: the output of the forward
     cpu::Lines out;
     DType in_dtype, out_dtype;
     Plan plan;
@@ -44,7 +44,8 @@ struct Joined {
 // --- forward ---------------------------------------------------------------------------------------------------------
 
 template <class Cells>
-__device__ void softmax_of_row(Cells& cells, const SoftmaxCall& call, const Team& team, const OutRow& out, char* scratch) {
+__device__ void softmax_of_row(Cells& cells, const SoftmaxCall& call, const Team& team, const OutRow& out,
+                               char* scratch) {
     using A = typename Cells::A;
     constexpr int W = Cells::W;
     const Teams& teams = call.plan.teams;
@@ -70,10 +71,11 @@ __device__ void softmax_of_row(Cells& cells, const SoftmaxCall& call, const Team
             for (int j = 0; j < W; j++) sum += above(x[j]);
         });
     }
-    sum = reduce(sum, Plus(), teams, scratch + call.plan.scratch);
+    sum = above.corrected(reduce(sum, Plus(), teams, scratch + call.plan.scratch));
     LogSum<A> all = reduce_over_cluster(LogSum<A>{top, sum}, Joined(), teams, team, scratch + 2 * call.plan.scratch);
-    A log_sum = log(all.sum), scale = (kept ? exp(origin - finite(all.top)) : A(1)) / all.sum;
     Exp<typename Cells::Element> above_all(finite(all.top));
+    A log_sum = log(all.sum),
+      scale = (kept ? above.corrected(exp(origin - finite(all.top))) : above_all.corrected(A(1))) / all.sum;
     if (call.log) {
         cells.write(out, {}, [&](const A(&x)[W], const A(&)[W], int, A(&to)[W], A(&)[W]) {
 #pragma unroll
@@ -92,7 +94,8 @@ __device__ void softmax_of_row(Cells& cells, const SoftmaxCall& call, const Team
 
 // x is the gradient of the output, y the output.
 template <class Cells>
-__device__ void softmax_backward_of_row(Cells& cells, const SoftmaxCall& call, const Team& team, const OutRow& out, char* scratch) {
+__device__ void softmax_backward_of_row(Cells& cells, const SoftmaxCall& call, const Team& team, const OutRow& out,
+                                        char* scratch) {
     using A = typename Cells::A;
     constexpr int W = Cells::W;
     const Teams& teams = call.plan.teams;
@@ -129,7 +132,8 @@ __device__ void softmax_backward_of_row(Cells& cells, const SoftmaxCall& call, c
 
 // --- the kernels -----------------------------------------------------------------------------------------------------
 
-template <class T, bool BACKWARD> __global__ void __launch_bounds__(MAX_THREADS, 2) softmax_vectors(const __grid_constant__ SoftmaxCall call) {
+template <class T, bool BACKWARD>
+__global__ void __launch_bounds__(MAX_THREADS, 2) softmax_vectors(const __grid_constant__ SoftmaxCall call) {
     EXTERN_SHARED(char, memory);
     Team team(call.plan.teams);
     bool exists = team.row < call.rows.count;
@@ -138,21 +142,26 @@ template <class T, bool BACKWARD> __global__ void __launch_bounds__(MAX_THREADS,
                    {row_of(call.rows, call.y, row), 0, call.in_dtype, BACKWARD && call.holds_y, nullptr}};
     OutRow out = {row_of(call.rows, call.out, row), 0, call.out_dtype, nullptr};
     T filler = rounded<T>(BACKWARD ? Compute<T>(0) : -infinity<Compute<T>>());
-    VectorCells<T, T> cells(in, in[0].data, exists ? call.columns : 0, filler, call.plan, team, memory + call.plan.before_cells());
+    VectorCells<T, T> cells(in, in[0].data, exists ? call.columns : 0, filler, call.plan, team,
+                            memory + call.plan.before_cells());
     if constexpr (BACKWARD)
         softmax_backward_of_row(cells, call, team, out, memory);
     else
         softmax_of_row(cells, call, team, out, memory);
 }
 
-template <class A, bool BACKWARD> __global__ void __launch_bounds__(MAX_THREADS, 2) softmax_tiles(const __grid_constant__ SoftmaxCall call) {
+template <class A, bool BACKWARD>
+__global__ void __launch_bounds__(MAX_THREADS, 2) softmax_tiles(const __grid_constant__ SoftmaxCall call) {
     EXTERN_SHARED(char, memory);
     Team team(call.plan.teams);
     bool exists = team.row < call.rows.count;
     int64_t row = exists ? team.row : 0, first = team.row - team.index;
-    InRow in[2] = {{row_of(call.rows, call.x, row), call.x.column, call.in_dtype, true, row_of(call.rows, call.x, first)},
-                   {row_of(call.rows, call.y, row), call.y.column, call.in_dtype, BACKWARD && call.holds_y, row_of(call.rows, call.y, first)}};
-    OutRow out = {row_of(call.rows, call.out, row), call.out.column, call.out_dtype, row_of(call.rows, call.out, first)};
+    InRow in[2] = {
+        {row_of(call.rows, call.x, row), call.x.column, call.in_dtype, true, row_of(call.rows, call.x, first)},
+        {row_of(call.rows, call.y, row), call.y.column, call.in_dtype, BACKWARD && call.holds_y,
+         row_of(call.rows, call.y, first)}};
+    OutRow out = {row_of(call.rows, call.out, row), call.out.column, call.out_dtype,
+                  row_of(call.rows, call.out, first)};
     TileCells<A> cells(in, call.columns, call.rows.count, call.plan, team, memory + call.plan.before_cells());
     if constexpr (BACKWARD)
         softmax_backward_of_row(cells, call, team, out, memory);

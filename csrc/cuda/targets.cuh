@@ -11,7 +11,9 @@ struct Weights {
     int64_t step;  // bytes
     DType dtype;
 
-    template <class A> __device__ A at(int64_t c) const { return data == nullptr ? A(1) : load<A>(data + c * step, dtype); }
+    template <class A> __device__ A at(int64_t c) const {
+        return data == nullptr ? A(1) : load<A>(data + c * step, dtype);
+    }
 };
 
 // Class indices, one a row.
@@ -28,7 +30,7 @@ template <class A> struct Target {
     int64_t index;  // −1 if no class of the row is meant
     bool valid;     // not to be ignored
     bool bad;
-    A weight;       // of the class; 0 if there is none
+    A weight;  // of the class; 0 if there is none
 };
 
 template <class A> __device__ Target<A> read_target(const Indices& indices, const cpu::Rows& rows, int64_t row) {

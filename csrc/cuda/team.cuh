@@ -1,5 +1,5 @@
-// Who works on a row: a team of threads. A few lanes of a warp where rows are short, so that a block has several of them;
-// a whole block; or a cluster of blocks, each of which keeps a part of the row in its shared memory.
+// Who works on a row: a team of threads. A few lanes of a warp where rows are short, so that a block has several of
+// them; a whole block; or a cluster of blocks, each of which keeps a part of the row in its shared memory.
 #pragma once
 
 #include "elements.cuh"
@@ -25,9 +25,9 @@ __device__ inline char* row_of(const cpu::Rows& rows, const cpu::Lines& lines, i
 
 // --- teams -----------------------------------------------------------------------------------------------------------
 
-// How a launch shares out its rows. The threads of a row are `stride` apart: 1 where neighbours take neighbouring columns,
-// the number of rows where rows are neighbours in memory. Their number is a power of two. What they reach together,
-// threads × stride, is a part of a warp, or the whole block.
+// How a launch shares out its rows. The threads of a row are `stride` apart: 1 where neighbours take neighbouring
+// columns, the number of rows where rows are neighbours in memory. Their number is a power of two. What they reach
+// together, threads × stride, is a part of a warp, or the whole block.
 struct Teams {
     int rows;     // of a block; of a cluster, whose blocks share them
     int threads;  // of a row, in one block
@@ -84,8 +84,8 @@ struct Plus {
 };
 
 // The values of a row's threads put together, the same bits for each of them and in every run. All threads of a block
-// come here together. `scratch` has a place for each warp and each of the rows that it has threads of; before it is used
-// again, all threads must have passed another barrier.
+// come here together. `scratch` has a place for each warp and each of the rows that it has threads of; before it is
+// used again, all threads must have passed another barrier.
 template <class V, class Op> __device__ V reduce(V v, Op op, const Teams& teams, char* scratch) {
     int span = teams.span();
     for (int by = teams.stride; by < min(span, 32); by *= 2) v = op(v, shuffled(v, by));
@@ -100,8 +100,8 @@ template <class V, class Op> __device__ V reduce(V v, Op op, const Teams& teams,
     return v;
 }
 
-// What one thread of a row in each block finds out, for all of them: so that it is read once. `scratch` has a place for each
-// row of the block, and is free again after the next barrier.
+// What one thread of a row in each block finds out, for all of them: so that it is read once. `scratch` has a place for
+// each row of the block, and is free again after the next barrier.
 template <class F> __device__ auto once(const Teams& teams, const Team& team, char* scratch, F find) {
     using V = decltype(find());
     if (teams.span() > 32) {
@@ -127,8 +127,8 @@ __host__ __device__ inline int scratch_bytes(int threads, int stride, int size) 
 
 // --- and over a cluster ----------------------------------------------------------------------------------------------
 
-// Puts together what the blocks of a cluster found of their parts of a row. `mine` has a place for each row of the block.
-// Others read it until `leave`.
+// Puts together what the blocks of a cluster found of their parts of a row. `mine` has a place for each row of the
+// block. Others read it until `leave`.
 template <class V, class Op>
 __device__ V reduce_over_cluster(V v, Op op, const Teams& teams, const Team& team, char* mine) {
 #ifdef HOPPER

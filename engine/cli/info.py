@@ -26,6 +26,8 @@ def info() -> None:
     _table([(name, _verdict(can_use), why) for name, can_use, why in storage.devices()])
     click.echo("backends")
     _table([(name, _verdict(can_run), why) for name, can_run, why in backends.describe()])
+    click.echo("CUDA C++")
+    _table([(name, _verdict(found), what) for name, found, what in backends.describe_cuda()])
 
 
 def _verdict(can: bool) -> str:

@@ -39,6 +39,7 @@ def environment(folder: Path, calls: Path) -> dict[str, str]:
         "LD_LIBRARY_PATH": libraries,
         "TRITON_LIBCUDA_PATH": str(folder),
         "TRITON_CACHE_DIR": str(folder / "cache"),
+        "TILEGRAD_CUBLASLT": str(folder / "libcublasLt.so.13"),  # a stand-in, or none: never NVIDIA's own
         "STANDIN_CALLS": str(calls),
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # none is needed, and their import takes longer than a test
     }

@@ -27,10 +27,16 @@ typedef struct { cudaDataType_t type; uint64_t rows, columns; int64_t ld; } Matr
 typedef struct { uint64_t workspace; uint32_t alignment[4], reduction; } Preference;
 typedef struct { uint64_t magic, index, alignment[4], workspace, epilogue; } Algorithm; // in a cublasLtMatmulAlgo_t
 
-static int heuristics, last = -1, alive;
+typedef struct { uint32_t epilogue; int tf32, device; cudaStream_t stream; } Product;
+
+enum { KEPT = 4096 };
+static Product record[KEPT]; // the last so many products that were launched
+static int heuristics, last = -1, alive, products;
 int standin_heuristics(void) { return heuristics; } // how often they were asked
 int standin_last(void) { return last; }             // which candidate was launched last
 int standin_alive(void) { return alive; }           // descriptors that nobody has destroyed
+int standin_products(void) { return products; }     // how many were launched
+Product standin_product(int i) { return record[i % KEPT]; }
 
 static int is(const char *way) {
   const char *asked = getenv("STANDIN_CUBLASLT");
@@ -268,6 +274,8 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t oper
   static const double milliseconds[CANDIDATES] = {3, 0.5, 1, 2};
   ((int (*)(double))of_driver("standin_spend"))(milliseconds[algorithm.index]);
   last = (int)algorithm.index;
+  int tf32 = o->compute == CUBLAS_COMPUTE_32F_FAST_TF32;
+  record[products++ % KEPT] = (Product){o->epilogue, tf32, handle->device, stream};
   memset(workspace, 0xee, algorithm.workspace); // it may write all of it
 
   uint64_t m = md->rows, n = md->columns, k = o->transpose_a == CUBLAS_OP_N ? ma->columns : ma->rows;
