@@ -140,6 +140,8 @@ def cases() -> dict[str, Case]:
             found |= {f"CUDA {name} {columns}{of}": case for name, case in row_cases(8192, columns, dtype).items()}
     for dtype in ("bfloat16", "float16", "float32", "float64"):
         found |= {f"CUDA {name} {dtype}": case for name, case in linear_cases(8192, 4096, dtype).items()}
+    for dtype in ("bfloat16", "float16"):  # few tiles, and so narrow ones
+        found |= {f"CUDA {name} small {dtype}": case for name, case in linear_cases(512, 512, dtype).items()}
     return found
 
 
@@ -179,7 +181,8 @@ def row_cases(rows: int, columns: int, dtype: str) -> dict[str, Case]:
 
 def linear_cases(rows: int, columns: int, dtype: str) -> dict[str, Case]:
     x, y, pre, grad = (array(rows, columns, dtype=dtype) for _ in range(4))
-    (w, of_w), (b, of_b) = ((array(*s, columns, dtype=dtype) for _ in "12") for s in ((columns,), ()))
+    w, of_w = (array(columns, columns, dtype=dtype) for _ in range(2))
+    b, of_b = (array(columns, dtype=dtype) for _ in range(2))
     forward = with_workspace("linear", x, w, b, "gelu", out=y, pre=pre)
     backward = with_workspace(
         "linear_backward", y, x, w, pre, "gelu", grad_input=grad, grad_weight=of_w, grad_bias=of_b
@@ -305,6 +308,6 @@ def _row(chip: str, name: str, case: Case, launch: Launch) -> Row:
         stores=machine_code.traffic(code, "store"),
         due_loads=machine_code.WIDE * max(1, case.inputs) if wide else 0,
         due_stores=machine_code.WIDE if wide else 0,
-        products=int("hopper" in launch.kernel),
+        products=int(chip == "sm_90" and "matmul" in launch.kernel and name.endswith("float16")),
         tensor_ops=machine_code.tensor_ops(code),
     )

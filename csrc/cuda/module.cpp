@@ -277,11 +277,19 @@ PyObject* copy(PyObject*, PyObject* const* args, Py_ssize_t count) {
 
 // --- matrices --------------------------------------------------------------------------------------------------------
 
+// An array of so many dimensions, or none.
+Array of_dimensions(int count, const Array& a) {
+    if (a.shape != nullptr && a.ndim != count)
+        throw std::invalid_argument("expected an array of " + std::to_string(count) + " dimensions, got " + std::to_string(a.ndim));
+    return a;
+}
+
 int64_t stride(const Array& a, int dim) { return a.strides[dim] / cpu::bytes_of(a.dtype()); }
 
 Matmul product_of(Arguments& arguments) {
-    Array a = arguments.array(), b = arguments.array(), bias = arguments.array(), pre = arguments.array(),
-          out = arguments.array();
+    Array a = of_dimensions(2, arguments.array()), b = of_dimensions(2, arguments.array());
+    Array bias = of_dimensions(1, arguments.array()), pre = of_dimensions(2, arguments.array());
+    Array out = of_dimensions(2, arguments.array());
     Matmul m{};
     m.rows = out.shape[0];
     m.columns = out.shape[1];
@@ -334,7 +342,8 @@ PyObject* hopper_takes(PyObject*, PyObject* const* args, Py_ssize_t count) {
 }
 
 DZ described(Arguments& a) {
-    Array grad = a.array(), saved = a.array(), dz = a.array(), bias_grad = a.array();
+    Array grad = of_dimensions(2, a.array()), saved = of_dimensions(2, a.array());
+    Array dz = of_dimensions(2, a.array()), bias_grad = of_dimensions(1, a.array());
     DZ d{};
     d.rows = grad.shape[0];
     d.columns = grad.shape[1];
